@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 import msgspec
 
 from device_agents.inference.options import ALLOWED, DECODED, CloudOptions
-from edgekit.serving.models.options import SendInputs
+from edgekit.serving.models.options import SendInputs, TelemetryInputs
 from edgekit.tensors import Array, DType
 
 MOST_STREAMS = 4096  # of all models; the one that was sent longest ago is forgotten first, and may be sent sooner
@@ -82,6 +82,18 @@ class BundleLimits:
     def settle(self, model: str, limit: str) -> None:
         """The bundle that answers from now on has this limit."""
         self._limits[model] = stricter(ALLOWED, limit)
+
+
+def tells_inputs(telemetry: TelemetryInputs, policy: SendInputs, limit: SendInputs) -> bool:
+    """True where histograms of values of a model's inputs may leave the device.
+
+    Args:
+        telemetry: What the owner says of histograms.
+        policy: The policy of the inputs themselves, the stricter one of settings and bundle.
+        limit: That of the bundle, which the owner cannot widen.
+    """
+    decisive = limit if telemetry == "always" else policy
+    return telemetry in ("always", "auto") and decisive in (ALLOWED, DECODED)
 
 
 class StreamPauses:

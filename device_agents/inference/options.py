@@ -10,7 +10,13 @@ import msgspec
 
 from device_agents.inference.budget_rules import Budget
 from edgekit.runtimes.providers import Acceleration
-from edgekit.serving.models.options import FallbackThreshold, ModelSettings, RefutedCertificate, SendInputs
+from edgekit.serving.models.options import (
+    FallbackThreshold,
+    ModelSettings,
+    RefutedCertificate,
+    SendInputs,
+    TelemetryInputs,
+)
 
 ALLOWED, DECODED, NEVER = "allowed", "decoded", "never"
 ALL, LOCAL_ONLY = "all", "local-only"
@@ -34,6 +40,7 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
         exploration_share: Share of the confident answers under a certificate that is also sent to the cloud tier.
         explorations_per_day: Most such answers of a model in a day.
         refuted_certificate: What a refuted certificate changes.
+        telemetry_inputs: Whether telemetry has histograms of inputs.
         drift_seconds: Shortest time between two samples of the test of drift of a model; 0 tests nothing.
         drift_error: Probability that the test of a bundle ever finds a drift where there is none.
         acceleration: ONNX Runtime's execution providers and memory limits; None takes the best installed provider.
@@ -52,6 +59,7 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
     exploration_share: float = 0.0075
     explorations_per_day: int = 1000
     refuted_certificate: RefutedCertificate = "careful"
+    telemetry_inputs: TelemetryInputs = "auto"
     drift_seconds: float = 10.0
     drift_error: float = 0.001
     acceleration: Acceleration | None = None

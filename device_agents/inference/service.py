@@ -21,15 +21,14 @@ from device_agents.inference.budgets import Listener as BudgetListener
 from device_agents.inference.certificates import Certificates
 from device_agents.inference.certificates import Listener as CertificateListener
 from device_agents.inference.cloud_endpoints import CloudEndpoints, endpoints_of
-from device_agents.inference.egress_rules import BundleLimits
-from device_agents.inference.drift import DriftWatch
 from device_agents.inference.drift import Listener as DriftListener
+from device_agents.inference.egress_rules import BundleLimits
 from device_agents.inference.exploring import Explorer
 from device_agents.inference.fallback import Fallback
+from device_agents.inference.observing import Observer
 from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
 from device_agents.inference.request import Request, parse_parameters
 from device_agents.inference.router import InferenceRouter
-from device_agents.inference.sketching import ServedSketches
 from device_agents.update.self_test import check_golden, run_self_test
 from edgekit.bundle.golden import SelfTest
 from edgekit.bundle.manifest import Manifest
@@ -108,7 +107,7 @@ class InferenceService:
         )
         self._budgets = Budgets(service.budget, lambda model: cloud_options(model).budget, self._clock, disk)
         self._certificates = Certificates(service.explorations_per_day, disk)
-        self._drift = DriftWatch(service.drift_seconds, service.drift_error, self._clock, disk)
+        self._observer = Observer(service, cloud_options, self._limits, self._clock, disk)
         self._fallback = self._explorer = None
         endpoints = endpoints_of(cloud)
         if endpoints is not None:
@@ -140,7 +139,6 @@ class InferenceService:
         )
         self._counters: dict[str, dict[str, int]] = {}
         self._behaviour = BehaviourLog()
-        self._sketches = ServedSketches()
         self._answer_consent: Callable[[str, bool], Awaitable[str]] | None = None
         self._requests_at_last_survey = 0
 
@@ -159,7 +157,7 @@ class InferenceService:
         await self._certificates.close()
         await self._manager.close()
         await self._budgets.close()
-        await self._drift.close()
+        await self._observer.drift.close()
 
     # --- models
 
@@ -188,7 +186,7 @@ class InferenceService:
             raise
         self._limits.settle(model, manifest.may_send)
         self._certificates.take(model, manifest, folder)
-        self._drift.take(model, manifest, folder)
+        self._observer.drift.take(model, manifest, folder)
 
     async def try_bundle(self, manifest: Manifest, folder: Path) -> SelfTest:
         """Test a bundle that is not active on its golden samples, in a runtime of its own with the model's isolation.
@@ -213,13 +211,13 @@ class InferenceService:
 
     def listen_drift(self, listener: DriftListener) -> None:
         """Call ``listener(kind, model, error, message, detail)`` where inputs or answers begin or cease to differ."""
-        self._drift.listen(listener)
+        self._observer.drift.listen(listener)
 
     async def deactivate(self, model: str) -> None:
         """Answer the accepted requests of a model, then unload it. No error for an unknown model."""
         await self._manager.deactivate(model)
         self._certificates.forget(model)
-        self._drift.forget(model)
+        self._observer.drift.forget(model)
 
     async def self_test(self, model: str) -> SelfTest:
         """Run the golden samples on the live model, in its request queue.
@@ -324,7 +322,7 @@ class InferenceService:
             counters["errors"] += 1
             if request.session is not None and not isinstance(error, AuthorError):  # not the client's fault
                 self._behaviour.failed(model, request.session.digest)
-                self._sketches.failed(model, request.session.digest)
+                self._observer.sketches.failed(model, request.session.digest)
             raise
         answered_by = response.parameters["edgekit_route"]
         counters[answered_by] += 1
@@ -334,21 +332,8 @@ class InferenceService:
             self._behaviour.answered(model, digest, now - begun, local=answered_by == routing_rules.Route.LOCAL)
             if request_id:
                 self._behaviour.remember(model, request_id, digest, now)
-            self._sketch(request, request.session, response, seconds=now - begun, now=now)
+            self._observer.answered(request, request.session, response, seconds=now - begun, now=now)
         return response if outputs is response.outputs else msgspec.structs.replace(response, outputs=outputs)
-
-    def _sketch(
-        self, request: Request, session: Session, response: InferResponse, *, seconds: float, now: float
-    ) -> None:
-        """Count an answer in the sketches of the bundle of `session`."""
-        name, digest, said = request.model, session.digest, response.parameters
-        self._sketches.answered(
-            name, digest, seconds=seconds, route=said["edgekit_route"], score=said.get("edgekit_score")
-        )
-        if self._sketches.wants_sample(name, digest, now):
-            self._sketches.sample(name, digest, session.manifest.task, request.inputs, response.outputs)
-        if request.local is not None and self._drift.wants(name, now):
-            self._drift.sample(name, session, request.inputs, request.local)
 
     async def _prepare(self, request: Request) -> None:
         """Preprocess the inputs for the active bundle."""
@@ -439,7 +424,7 @@ class InferenceService:
 
     def take_sketches(self) -> dict[str, Sketch]:
         """Sketches of the answers since the last call, by their names in telemetry."""
-        return self._sketches.take()
+        return self._observer.sketches.take()
 
     async def grown(self) -> list[Grown]:
         """Models (or the agent) that hold far more memory than after loading, each reported once.
@@ -471,7 +456,7 @@ class InferenceService:
                     "loaded": float(session is not None),
                     "streams": len(session.streams) if session and session.streams is not None else 0,
                     "restarts": restarts,
-                    **self._drift.gauges(name),
+                    **self._observer.drift.gauges(name),
                 }
         return values
 

@@ -6,7 +6,7 @@ is an argument.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -44,9 +44,14 @@ class _Bundle:
 
 
 class ServedSketches:
-    """Collects the sketches since they were taken last."""
+    """Collects the sketches since they were taken last.
 
-    def __init__(self) -> None:
+    Args:
+        tells_inputs: True for a model whose inputs may be counted.
+    """
+
+    def __init__(self, tells_inputs: Callable[[str], bool] = lambda model: True) -> None:
+        self._tells_inputs = tells_inputs
         self._bundles: dict[tuple[str, str], _Bundle] = {}
 
     def answered(self, model: str, digest: str, *, seconds: float, route: str, score: float | None) -> None:
@@ -80,7 +85,7 @@ class ServedSketches:
     def sample(
         self, model: str, digest: str, task: Task, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
     ) -> None:
-        """Count the classes and the input values of one request.
+        """Count the classes of one request, and the input values where they may be counted.
 
         Args:
             model, digest: As `answered`.
@@ -91,7 +96,7 @@ class ServedSketches:
         decided = outputs.get(task.output)
         if task.kind == "classification" and decided is not None and decided.ndim and decided.shape[-1]:
             bundle.recorders[CLASS].add(float(np.argmax(decided.reshape(-1, decided.shape[-1])[0])))
-        for name, value in inputs.items():
+        for name, value in inputs.items() if self._tells_inputs(model) else ():
             found = _histogram(value)
             if found is None or (name not in bundle.inputs and len(bundle.inputs) >= MAX_INPUTS):
                 continue

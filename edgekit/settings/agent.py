@@ -27,6 +27,7 @@ from edgekit.serving.models.options import (
     StreamIdleSeconds,
     StreamPauseSeconds,
     Swap,
+    TelemetryInputs,
     cloud_urls,
 )
 from edgekit.settings.types import (
@@ -81,6 +82,7 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     broker_key: BrokerKey = None
     heartbeat_seconds: Annotated[Positive, Meta(description="Interval at which the device repeats its report.")] = 30.0
     telemetry_seconds: Annotated[Positive, Meta(description="Interval at which the device sends its counters.")] = 60.0
+    telemetry_inputs: TelemetryInputs = "auto"
     drift_seconds: Annotated[
         float,
         Meta(

@@ -98,6 +98,12 @@ class DriftTable(FleetTable):
         return sa.and_(alarms.c.fleet == self._fleet, alarms.c.device == device)
 
 
+def count_drifting(connection: sa.Connection, fleet: str) -> int:
+    """Number of devices with an open alarm of drift."""
+    is_open = sa.and_(alarms.c.fleet == fleet, alarms.c.ended.is_(None), is_drift())
+    return connection.execute(sa.select(sa.func.count(sa.distinct(alarms.c.device))).where(is_open)).scalar() or 0
+
+
 def forget_ended(connection: sa.Connection, fleet: str, device: str) -> None:
     """Delete the oldest ended alarms of a device above MAX_CLOSED_ALARMS."""
     mine = sa.and_(alarms.c.fleet == fleet, alarms.c.device == device, alarms.c.ended.is_not(None))

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from edgekit.bundle.order import version_order
 from edgekit.state._sql import FleetTable
+from edgekit.state.drift import count_drifting
 from edgekit.state.leaders import ControllerView
 from edgekit.state.tables import attributes, devices, events, presence
 
@@ -51,6 +52,7 @@ class Overview(msgspec.Struct, frozen=True):
         models: What runs where, by the model's name.
         alarms: Events with an error in the last day.
         controllers: The controllers, the leader first.
+        drifting: Devices with an open alarm of drift.
     """
 
     fleet: str
@@ -62,6 +64,7 @@ class Overview(msgspec.Struct, frozen=True):
     models: list[ModelCount]
     alarms: int
     controllers: list[ControllerView] = []
+    drifting: int = 0
 
 
 class OverviewTable(FleetTable):
@@ -95,6 +98,7 @@ class OverviewTable(FleetTable):
             counts = connection.execute(heard).one()
             models = self._models(connection)
             recent = connection.execute(alarms).scalar() or 0
+            drifting = count_drifting(connection, self._fleet)
         return Overview(
             fleet=self._fleet,
             at=now,
@@ -104,6 +108,7 @@ class OverviewTable(FleetTable):
             targets=targets,
             models=models,
             alarms=recent,
+            drifting=drifting,
         )
 
     def _models(self, connection: sa.Connection) -> list[ModelCount]:

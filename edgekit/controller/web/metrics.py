@@ -27,6 +27,7 @@ CONTROLLER_METRICS = (
     Metric("edgekit_fleet_model_updating", "gauge", "Devices that are updating a model.", ("model",)),
     Metric("edgekit_fleet_model_waiting", "gauge", "Devices that wait on purpose with a model.", ("model",)),
     Metric("edgekit_fleet_alarms_day", "gauge", "Events with an error in the last day.", ()),
+    Metric("edgekit_fleet_drifting_devices", "gauge", "Devices with an open alarm of drift.", ()),
     Metric(
         "edgekit_rollout_devices",
         "gauge",
@@ -79,6 +80,7 @@ def fleet_samples(overview: Overview, rollouts: Sequence[RolloutDocument]) -> li
         samples.append(Sample("edgekit_fleet_model_updating", (one.model,), one.updating))
         samples.append(Sample("edgekit_fleet_model_waiting", (one.model,), one.waiting))
     samples.append(Sample("edgekit_fleet_alarms_day", (), overview.alarms))
+    samples.append(Sample("edgekit_fleet_drifting_devices", (), overview.drifting))
     for rollout in rollouts[:MAX_ROLLOUTS]:
         labels = (str(rollout.id), rollout.model, rollout.version)
         samples += [

@@ -95,6 +95,14 @@ SendInputs = Annotated[
         "whatever the score is and whatever the client asks for."
     ),
 ]
+TelemetryInputs = Annotated[
+    Literal["auto", "always", "never"],
+    Meta(
+        description="Whether telemetry has histograms of values of the inputs. auto: unless send_inputs is never. "
+        "always: also then, unless the bundle itself says never. They hold no whole input, but their extremes are "
+        "values of inputs."
+    ),
+]
 StreamPauseSeconds = Annotated[
     float,
     Meta(

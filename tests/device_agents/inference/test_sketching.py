@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from device_agents.control.telemetry import joined
+from device_agents.inference.egress_rules import tells_inputs
+from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
 from device_agents.inference.sketching import ServedSketches
 from edgekit.bundle.manifest import Task
 from edgekit.errors import DataError
 from edgekit.mqtt.messages import Telemetry, encode
+from edgekit.serving.models.options import ModelSettings
 from edgekit.sketches.signals import MAX_SKETCHES
 from edgekit.sketches.sketch import Recorder, Sketch, sketch_fault
 from tests.simulators.small_models import CLASSIFICATION, SURE, UNSURE, onnx_bundle
@@ -95,3 +98,31 @@ def test_the_wire_form_is_read_back() -> None:
     assert msgspec.msgpack.decode(encode(sent), type=Telemetry) == sent
     old = msgspec.msgpack.encode({"device": "d1", "at": 1.0, "seconds": 60.0, "counters": {}})
     assert msgspec.msgpack.decode(old, type=Telemetry).sketches == {}
+
+
+@pytest.mark.parametrize(
+    ("telemetry", "policy", "told"),
+    [
+        ("auto", "allowed", True),
+        ("auto", "decoded", True),
+        ("auto", "never", False),
+        ("always", "never", True),
+        ("never", "allowed", False),
+    ],
+)
+async def test_inputs_that_may_not_leave_are_not_counted(tmp_path: Path, telemetry, policy, told: bool) -> None:
+    """Not even their histograms leave the device, unless the owner says so; the answers are counted as before."""
+    manifest = onnx_bundle(tmp_path, name="digits")
+    options = ServiceOptions(telemetry_inputs=telemetry)
+    own = {"digits": ModelSettings(send_inputs=policy)}
+    async with InferenceService(service=options, models=own) as service:
+        await service.activate("digits", manifest, tmp_path)
+        await service.infer("digits", {"x": SURE})
+        names = {key.partition("/")[2] for key in service.take_sketches()}
+    assert names == {"latency", "route", "score", "class"} | ({"input.x"} if told else set())
+
+
+def test_the_owner_cannot_widen_what_the_bundle_says() -> None:
+    """`always` is the owner's word against the owner's `send_inputs`; the publisher's limit stays."""
+    assert tells_inputs("always", "never", "allowed")
+    assert not tells_inputs("always", "never", "never")

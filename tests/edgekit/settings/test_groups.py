@@ -56,6 +56,7 @@ CHANGED = AgentSettings(
     fallback_threshold=0.26,
     cloud_model="big",
     send_inputs="never",
+    telemetry_inputs="always",
     drift_seconds=27.0,
     drift_error=0.0028,
 )
@@ -109,6 +110,7 @@ def test_the_options_of_inference_come_from_the_settings() -> None:
         cloud_model="big",
         send_inputs="never",
         cloud_timeout_seconds=25.0,
+        telemetry_inputs="always",
         drift_seconds=27.0,
         drift_error=0.0028,
     )
