@@ -22,7 +22,7 @@ def result(**changes):
         "onnx2tf float32": {"error": "RuntimeError: no"},
     }
     base = {
-        "model": "m", "target": "raspberry-pi-4", "skipped": "", "refusal": "", "foreign": "", "wrong": None,
+        "model": "m", "target": "raspberry-pi-4", "skipped": "", "refusal": "", "foreign": "", "wrong": None, "warm": False,
         "stock": stock, "seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": 1, "recipe": "int8", "bytes": 200,
         "distances": {"y": 0.004},
     }  # fmt: skip
@@ -49,6 +49,17 @@ def test_the_best_stock_file_is_as_near_to_float_and_for_the_same_runtime():
     assert wild._best_stock(result(distances={"y": 0.3})) == 300
     assert wild._best_stock(result(target="jetson-orin")) == 100
     assert figure([result()], "bytes of the best stock file, median").value == pytest.approx(0.4)
+
+
+def test_time_is_that_of_a_cold_run_and_never_more_than_the_processors():
+    """Other work on the machine makes the wall time longer; a kept cache makes a run shorter."""
+    slow = result(seconds=900.0, cpu_seconds=300.0)
+    threads = result(seconds=400.0, cpu_seconds=700.0)
+    warm = result(target="raspberry-pi-5", warm=True, seconds=9999.0, cpu_seconds=9999.0, peak_bytes=1 << 40)
+    assert figure([slow, warm], "time, longest").value == 300.0
+    assert figure([slow, threads, warm], "time, longest").value == 400.0
+    assert figure([slow, warm], "peak memory, largest").met
+    assert not any("raspberry-pi-5: time" in one.figure for one in wild._figures([warm]))
 
 
 def test_a_refusal_counts_only_where_a_stock_tool_converts():
