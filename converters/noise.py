@@ -17,7 +17,7 @@ from converters.graph.float64 import answers_in_float64
 from converters.graph.graph import Graph, label
 from converters.quality import parity
 from converters.quality.noise import OutputNoise, differences, measure_noise, moved
-from converters.quality.spread import largest_deviations, spreads
+from edgekit.bundle.spread import largest_deviations, spreads
 from edgekit.errors import EdgekitError
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array, DType

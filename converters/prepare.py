@@ -33,9 +33,9 @@ from converters.progress import StepCallback
 from converters.quality.judging import JudgedOutput, Stratum, classes_of, groups_of
 from converters.quality.metrics import AUC, score
 from converters.quality.parity import Parity
-from converters.quality.spread import is_constant
 from converters.report.report import SplitReport, TaskReport, Value
 from edgekit.bundle.manifest import Task
+from edgekit.bundle.spread import is_constant
 from edgekit.errors import DataError
 from edgekit.tensors import Array
 

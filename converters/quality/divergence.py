@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from converters.quality.spread import scaled_distances, spreads
+from edgekit.bundle.spread import scaled_distances, spreads
 from edgekit.tensors import Array
 
 TINY = 1e-7

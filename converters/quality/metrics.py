@@ -11,7 +11,7 @@ import numpy as np
 from converters.data.streams import stream_means
 from converters.quality.confidence import paired_drop
 from converters.quality.drop import DELONG, Drop
-from converters.quality.spread import scaled_distances, spreads
+from edgekit.bundle.spread import scaled_distances, spreads
 from edgekit.errors import DataError, SettingsError
 from edgekit.tensors import Array
 
@@ -151,7 +151,7 @@ def _agreement(outputs: Array, labels: Array) -> Array:
 def _closeness(outputs: Array, labels: Array) -> Array:
     """1 minus the distance from the float model's answer in units of the spread of its answers; at least 0.
 
-    `labels` are the float model's outputs (N, ...). `converters.quality.spread` defines spread and distance. For
+    `labels` are the float model's outputs (N, ...). `edgekit.bundle.spread` defines spread and distance. For
     integers it is the share of equal elements.
     """
     if labels.dtype.kind != "f":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 import numpy as np
 
-from converters.quality.spread import largest_by_group, spreads
+from edgekit.bundle.spread import largest_by_group, spreads
 from edgekit.tensors import Array
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]

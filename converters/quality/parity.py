@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from converters.quality.spread import largest_deviations, spreads
+from edgekit.bundle.spread import largest_deviations, spreads
 from edgekit.errors import ParityError
 from edgekit.tensors import Array
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from converters.quality.confidence import paired_drop, upper_share
 from converters.quality.metrics import AGREEMENT, find_metric
-from converters.quality.spread import spreads
 from edgekit.bundle.evidence import EQUAL, WITHIN, WORSE
+from edgekit.bundle.spread import spreads
 from edgekit.tensors import Array
 
 INTERVAL = 0.95

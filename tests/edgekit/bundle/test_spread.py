@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from converters.quality import parity, spread
+from converters.quality import parity
 from converters.quality.divergence import divergence
-from converters.quality.spread import largest_deviations, scaled_distances, spreads
+from edgekit.bundle import spread
+from edgekit.bundle.spread import largest_deviations, scaled_distances, spreads
 
 RNG = np.random.default_rng(3)
 CONSTANT = [np.zeros((5, 3)), np.full((1, 4), 7.0), np.zeros((0, 3)), np.ones(4), np.zeros((3, 0))]
