@@ -454,4 +454,6 @@ def _to_deployment(entry: Entry, assignment: int) -> Deployment:
         downgrade=entry.downgrade,
         consent=entry.consent,
         window=entry.window,
+        shadow=max(0, entry.shadow),
+        shadow_seconds=entry.shadow_seconds,
     )

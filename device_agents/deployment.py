@@ -18,6 +18,7 @@ class UpdateState(str, enum.Enum):
     VERIFYING = "VERIFYING"
     STAGING = "STAGING"
     TESTING = "TESTING"
+    SHADOWING = "SHADOWING"
     ACTIVATING = "ACTIVATING"
     PROBATION = "PROBATION"
     COMMITTING = "COMMITTING"
@@ -33,6 +34,7 @@ class Effect(str, enum.Enum):
     VERIFY = "Verify"  # each whole file against its digest
     STAGE = "Stage"  # verified files and the manifest into the inactive slot, durably
     TEST = "Test"  # golden samples on the staged files
+    SHADOW = "Shadow"  # the staged bundle beside the active one on live inputs, until enough are compared
     ACTIVATE = "Activate"  # the live model switches; the pointer says so, known-good stays
     WATCH = "Watch"  # live requests, until they are outside the limits or enough are answered
     PROBE = "Probe"  # judge the live requests, and run golden samples on the live model
@@ -52,6 +54,9 @@ class Deployment(msgspec.Struct, frozen=True):
         downgrade: True when the signed assignment allows a release older than the last committed one.
         consent: True when it waits until the user agrees.
         window: The time of day in which it may be made, as in ``22:00-05:00``; empty for any.
+        shadow: Inputs on which it is compared with the active bundle before it is activated; 0 for none. It is
+            activated when an assignment names it without this.
+        shadow_seconds: Longest time of the comparison.
     """
 
     digest: str
@@ -65,6 +70,8 @@ class Deployment(msgspec.Struct, frozen=True):
     downgrade: bool = False
     consent: bool = False
     window: str = ""
+    shadow: int = 0
+    shadow_seconds: int = 0
 
 
 class Installed(msgspec.Struct, frozen=True):
@@ -241,6 +248,10 @@ class Staged(UpdateEvent, frozen=True):
 
 class Tested(UpdateEvent, frozen=True):
     """The staged bundle answers its golden samples."""
+
+
+class Shadowed(UpdateEvent, frozen=True):
+    """The comparison beside the active bundle has ended; the deployment waits for an assignment without it."""
 
 
 class Activated(UpdateEvent, frozen=True):

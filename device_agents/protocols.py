@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from securesystemslib.signer import Key
 from tuf.api.metadata import TargetFile
 
+from device_agents.shadow import ShadowTask
 from edgekit.bundle.manifest import Manifest
-from edgekit.mqtt.messages import Behaviour
+from edgekit.mqtt.messages import Behaviour, Shadow
 from edgekit.serving.models.memory_growth import Grown
 from edgekit.sketches.sketch import Sketch
 from edgekit.trust.assignment import Assignment
@@ -60,6 +61,20 @@ class Inference(Protocol):
 
     def behaviour(self, model: str) -> Mapping[str, Behaviour]:
         """How the bundles of a model behaved that ran last, by digest; the newest is the last."""
+        ...
+
+    async def shadow(self, model: str, manifest: Manifest, folder: Path, task: ShadowTask) -> None:
+        """Compare a bundle with the active one on the next inputs; returns when that ends or cannot be done.
+
+        Args:
+            model: Name of the model.
+            manifest, folder: The bundle; it has passed its self-test.
+            task: When it ends, and where its result is stored.
+        """
+        ...
+
+    def shadowed(self, model: str) -> Shadow | None:
+        """The last comparison of a bundle of a model with the active one; None where there was none."""
         ...
 
     def take_sketches(self) -> dict[str, Sketch]:

@@ -15,10 +15,11 @@ from device_agents.agent import Agent, AgentParts
 from device_agents.deployment import UpdateState
 from device_agents.options import AgentOptions
 from device_agents.protocols import TrustFactory
+from device_agents.shadow import ShadowTask
 from device_agents.storage.journal import Journal
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import RuntimeLoadError, SelfTestError
-from edgekit.mqtt.messages import Behaviour
+from edgekit.mqtt.messages import SHADOW_TIME, Behaviour, Shadow
 from edgekit.protocols import Clock, Disk, Transport
 from edgekit.serving.models.memory_growth import Grown
 from edgekit.sketches.sketch import Sketch
@@ -35,6 +36,7 @@ class SimulatedInference:
     def __init__(self, device: str, fail_share: float = 0.0) -> None:
         self._device, self._fail_share = device, fail_share
         self._live: dict[str, Manifest] = {}
+        self._shadowed: dict[str, Shadow] = {}
 
     async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
         """Simulate the loading of a bundle."""
@@ -63,6 +65,19 @@ class SimulatedInference:
     def counters(self) -> Mapping[str, Mapping[str, float]]:
         """No counters: there are no requests."""
         return {}
+
+    async def shadow(self, model: str, manifest: Manifest, folder: Path, task: ShadowTask) -> None:
+        """Wait until the time is over: there are no requests."""
+        self._shadowed[model] = task.counts.message(manifest.digest)
+        if not task.counts.ended:
+            await asyncio.sleep(task.seconds)
+            counts = msgspec.structs.replace(task.counts, ended=SHADOW_TIME)
+            self._shadowed[model] = counts.message(manifest.digest)
+            await task.note(counts)
+
+    def shadowed(self, model: str) -> Shadow | None:
+        """A comparison without any input."""
+        return self._shadowed.get(model)
 
     def behaviour(self, model: str) -> Mapping[str, Behaviour]:
         """Nothing: there are no requests."""

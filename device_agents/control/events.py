@@ -8,7 +8,7 @@ from typing import Any
 
 from device_agents.control.crash_events import Crashed
 from device_agents.control.link import ControlLink
-from device_agents.deployment import Uninstalled, UpdateEvent, UpdateRecord
+from device_agents.deployment import Shadowed, Uninstalled, UpdateEvent, UpdateRecord
 from edgekit.mqtt import messages
 from edgekit.protocols import Clock
 from edgekit.serving.models.memory_growth import Grown, growth_text
@@ -47,7 +47,7 @@ class EventSender:
         if isinstance(event, Uninstalled):
             version = before.active.version if before.active else ""
             self.send("uninstalled", model, "", f"{version or 'nothing'} ran here before", {"version": version})
-        if after != before:
+        if after != before or isinstance(event, Shadowed):
             self._link.changed()
 
     def send_load(self, kind: str, model: str, seconds: float) -> None:

@@ -78,6 +78,7 @@ class ReportBuilder:
     def _running(self, model: str, state: UpdateRecord) -> messages.Running:
         said: dict[str, Any] = {"state": state.name.value, "waiting": state.waits, "highest": state.highest}
         said["behaviour"] = dict(self._inference.behaviour(model))
+        said["shadow"] = self._inference.shadowed(model)
         active = state.active
         if active is None:
             return messages.Running(**said)

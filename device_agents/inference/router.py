@@ -15,6 +15,7 @@ from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import LOCAL_ONLY, NEVER, CloudOptions
 from device_agents.inference.request import Request, no_route_message, stateful_error
 from device_agents.inference.routing_rules import Decision, Reason, Route
+from device_agents.inference.shadowing import Shadowing
 from edgekit.errors import CloudError, RuntimeLoadError, UnavailableError
 from edgekit.protocols import Clock, CloudAnswer
 from edgekit.runtimes.logical import check_inputs
@@ -37,6 +38,7 @@ class InferenceRouter:
             while the request waited.
         certificates: Certificates of the active bundles.
         explorer: Sends some confident answers to the cloud tier too; None without a cloud tier.
+        shadowing: Compares other bundles with the local answers.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class InferenceRouter:
         prepare_again: Callable[[Request, Session], Awaitable[None]],
         certificates: Certificates,
         explorer: Explorer | None,
+        shadowing: Shadowing,
     ) -> None:
         self._manager, self._fallback = manager, fallback
         self._options, self._clock, self._prepare_again = options, clock, prepare_again
         self._certificates, self._explorer = certificates, explorer
+        self._shadowing = shadowing
 
     async def answer(self, request: Request) -> InferResponse:
         """Answer a prepared request; raises as `InferenceService.infer`."""
@@ -153,6 +157,7 @@ class InferenceRouter:
         request.local, request.usable = outputs, routing_rules.usable(outputs)
         if not request.usable:
             counters["unusable"] += routing_rules.usable(request.inputs)
+        self._shadowing.offer(request, outputs)
         return outputs
 
     async def _answer_without_local(

@@ -29,12 +29,14 @@ from device_agents.inference.observing import Observer
 from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
 from device_agents.inference.request import Request, parse_parameters
 from device_agents.inference.router import InferenceRouter
+from device_agents.inference.shadowing import Shadowing
+from device_agents.shadow import ShadowTask
 from device_agents.update.self_test import check_golden, run_self_test
 from edgekit.bundle.golden import SelfTest
 from edgekit.bundle.manifest import Manifest
 from edgekit.clock import SystemClock
 from edgekit.errors import AuthorError, DataError, EdgekitError, NotFoundError, UnavailableError
-from edgekit.mqtt.messages import Behaviour
+from edgekit.mqtt.messages import Behaviour, Shadow
 from edgekit.protocols import Clock, CloudTier, Disk
 from edgekit.serving.api.description import ModelDescription, check_outputs, describe_session
 from edgekit.serving.models.load_progress import LONG_SECONDS, LoadListener
@@ -128,7 +130,15 @@ class InferenceService:
             prepare=loader.prepare if load is None else None,
             clock=self._clock.monotonic,
         )
-        self._router = InferenceRouter(
+        self._shadowing = Shadowing(self._manager, load or loader.aside, self._clock)
+        self._router = self._make_router(cloud_options)
+        self._counters: dict[str, dict[str, int]] = {}
+        self._behaviour = BehaviourLog()
+        self._answer_consent: Callable[[str, bool], Awaitable[str]] | None = None
+        self._requests_at_last_survey = 0
+
+    def _make_router(self, cloud_options: Callable[[str], CloudOptions]) -> InferenceRouter:
+        return InferenceRouter(
             self._manager,
             self._fallback,
             cloud_options,
@@ -136,11 +146,8 @@ class InferenceService:
             self._prepare_again,
             self._certificates,
             self._explorer,
+            self._shadowing,
         )
-        self._counters: dict[str, dict[str, int]] = {}
-        self._behaviour = BehaviourLog()
-        self._answer_consent: Callable[[str, bool], Awaitable[str]] | None = None
-        self._requests_at_last_survey = 0
 
     async def __aenter__(self) -> InferenceService:
         return self
@@ -196,6 +203,20 @@ class InferenceService:
         """
         async with self._manager.progress.report(manifest.name):
             return await run_self_test(manifest, folder, load=self.load)
+
+    async def shadow(self, model: str, manifest: Manifest, folder: Path, task: ShadowTask) -> None:
+        """Compare a bundle with the active one on the next inputs, until that ends; never raises for the bundle.
+
+        Args:
+            model: Name of the model.
+            manifest, folder: The bundle; it has passed its self-test.
+            task: When it ends, and where its result is stored.
+        """
+        await self._shadowing.run(model, manifest, folder, task)
+
+    def shadowed(self, model: str) -> Shadow | None:
+        """The last comparison of a bundle with the active one; None where there was none since the start."""
+        return self._shadowing.report(model)
 
     def listen(self, listener: LoadListener, *, long_seconds: float = LONG_SECONDS) -> None:
         """Call ``listener(kind, model, seconds)`` in a load over `long_seconds` (``model-loading``) and after it."""

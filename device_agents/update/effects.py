@@ -24,6 +24,7 @@ from device_agents.deployment import (
     Proved,
     Resolved,
     RolledBack,
+    Shadowed,
     Staged,
     Tested,
     UpdateEvent,
@@ -37,7 +38,9 @@ from device_agents.download.bundle import BundleDownload
 from device_agents.download.deltas import load_offers, save_offers
 from device_agents.download.options import DownloadOptions
 from device_agents.protocols import Inference, SelfTester, Trust
+from device_agents.shadow import ShadowTask
 from device_agents.storage.journal import Journal
+from device_agents.storage.shadow_counts import StoredCounts
 from device_agents.storage.slot_check import check_slot
 from device_agents.storage.slots import Slots, verify_file
 from device_agents.threads import in_thread
@@ -132,6 +135,7 @@ class Effects:
             Effect.VERIFY: (self._verify, Verified),
             Effect.STAGE: (self._stage, Staged),
             Effect.TEST: (self._test, Tested),
+            Effect.SHADOW: (self._shadow, Shadowed),
             Effect.ACTIVATE: (self._activate, Activated),
             Effect.WATCH: (self._watch, Watched),
             Effect.PROBE: (self._probe, Proved),
@@ -339,6 +343,16 @@ class Effects:
         slots = Slots(self._disk, deployment.name)
         manifest = await in_thread(slots.manifest, state.inactive_slot, deployment.digest)
         await self._checks.self_test(manifest, slots.path(state.inactive_slot))
+
+    async def _shadow(self, state: UpdateRecord) -> None:
+        """Compare the staged bundle with the active one, from where an earlier run of the agent stopped."""
+        deployment = _deployment(state)
+        slots = Slots(self._disk, deployment.name)
+        manifest = await in_thread(slots.manifest, state.inactive_slot, deployment.digest)
+        stored = StoredCounts(self._disk, _incoming(deployment))
+        counts = await in_thread(stored.read)
+        task = ShadowTask(deployment.shadow, deployment.shadow_seconds, counts, stored.note)
+        await self._inference.shadow(deployment.name, manifest, slots.path(state.inactive_slot), task)
 
     async def _activate(self, state: UpdateRecord) -> None:
         deployment = _deployment(state)

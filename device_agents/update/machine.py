@@ -28,6 +28,7 @@ from device_agents.deployment import (
     Proved,
     Resolved,
     RolledBack,
+    Shadowed,
     Staged,
     Tested,
     UpdateEvent,
@@ -40,6 +41,7 @@ from device_agents.update import transitions
 
 IDLE, RESOLVING, DOWNLOADING = UpdateState.IDLE, UpdateState.RESOLVING, UpdateState.DOWNLOADING
 VERIFYING, STAGING, TESTING = UpdateState.VERIFYING, UpdateState.STAGING, UpdateState.TESTING
+SHADOWING = UpdateState.SHADOWING
 ACTIVATING, PROBATION, COMMITTING = UpdateState.ACTIVATING, UpdateState.PROBATION, UpdateState.COMMITTING
 ROLLING_BACK, CLEANING = UpdateState.ROLLING_BACK, UpdateState.CLEANING
 
@@ -57,10 +59,10 @@ class Row(NamedTuple):
     effects: tuple[Effect, ...] = ()
 
 
-_BEFORE = (RESOLVING, DOWNLOADING, VERIFYING, STAGING, TESTING)  # the active slot is untouched
+_BEFORE = (RESOLVING, DOWNLOADING, VERIFYING, STAGING, TESTING, SHADOWING)  # the active slot is untouched
 _AFTER = (ACTIVATING, PROBATION, COMMITTING)
 _LATER = (*_AFTER, ROLLING_BACK, CLEANING)
-_SUSPECT = (TESTING, *_AFTER)  # a stop of the device in these states may be caused by the new bundle
+_SUSPECT = (TESTING, SHADOWING, *_AFTER)  # a stop of the device in these states may be caused by the new bundle
 _CLEANED = (Cleaned, Failed, DeadlinePassed)
 
 # fmt: off
@@ -83,6 +85,9 @@ TABLE: tuple[Row, ...] = (
     Row(VERIFYING,    Verified,       "",          STAGING,      (Effect.STAGE,)),
     Row(STAGING,      Staged,         "",          TESTING,      (Effect.TEST,)),
     Row(TESTING,      Tested,         "",          ACTIVATING,   (Effect.ACTIVATE,)),
+    Row(TESTING,      Tested,         "shadow",    SHADOWING,    (Effect.SHADOW,)),
+    Row(SHADOWING,    Shadowed,       "",          SHADOWING),  # until an assignment lets it be activated
+    Row(SHADOWING,    Offered,        "released",  TESTING,      (Effect.TEST,)),  # it may have been staged for days
     Row(ACTIVATING,   Activated,      "",          PROBATION,    (Effect.WATCH,)),
     Row(PROBATION,    Watched,        "",          PROBATION,    (Effect.PROBE,)),
     Row(PROBATION,    DeadlinePassed, "watched",   PROBATION,    (Effect.PROBE,)),
@@ -121,6 +126,8 @@ BOOT_TABLE: tuple[Row, ...] = (
     Row(STAGING,      Booted, "",       STAGING,      (Effect.STAGE,)),
     Row(TESTING,      Booted, "",       TESTING,      (Effect.TEST,)),
     Row(TESTING,      Booted, "often",  CLEANING,     (Effect.CLEAN,)),  # the test itself may crash the process
+    Row(SHADOWING,    Booted, "",       SHADOWING,    (Effect.SHADOW,)),
+    Row(SHADOWING,    Booted, "often",  CLEANING,     (Effect.CLEAN,)),
     Row(ACTIVATING,   Booted, "",       ROLLING_BACK, (Effect.ROLL_BACK,)),
     Row(ACTIVATING,   Booted, "often",  ROLLING_BACK, (Effect.ROLL_BACK,)),
     Row(PROBATION,    Booted, "",       ROLLING_BACK, (Effect.ROLL_BACK,)),
@@ -186,6 +193,8 @@ class UpdateMachine:
         """The case of an event in a state, for the look-up of its row."""
         if isinstance(event, Offered):
             return transitions.offer_case(state, event.deployment)
+        if isinstance(event, Tested):
+            return "shadow" if state.deployment is not None and state.deployment.shadow else ""
         if isinstance(event, Cancelled):
             return PENDING if transitions.is_pending(state) else ""
         if isinstance(event, DeadlinePassed) and state.name is IDLE:
@@ -202,7 +211,8 @@ class UpdateMachine:
     def _boot_case(self, state: UpdateRecord, event: Booted) -> str:
         """``often`` or ``looping`` when the tested or committed bundle stops the device again and again; else empty."""
         if state.name in _SUSPECT:
-            often = event.ended != "order" and state.interrupted + 1 >= self._limits.max_interruptions
+            counts = event.ended == "crash" if state.name is SHADOWING else event.ended != "order"
+            often = counts and state.interrupted + 1 >= self._limits.max_interruptions
             return "often" if often else ""
         counts = event.ended == "crash" and (state.watching or state.name is ROLLING_BACK)
         loops = counts and state.known_good is not None and state.crashes + 1 >= self._limits.max_crashes
@@ -269,6 +279,8 @@ class UpdateMachine:
         if state.name is ROLLING_BACK and not row.effects:
             return now + self._limits.retry_seconds
         left = transitions.seconds_left(state, at, self._limits) if state.name in _BEFORE else math.inf
+        if state.name is SHADOWING:  # it has a time limit of its own
+            return None if math.isinf(left) else now + left + CLOCKS_DIFFER_SECONDS
         if not left and row.event not in (Booted, DeadlinePassed):
             left = math.inf  # the last step succeeded: the age ends steps that fail or hang, not steps that succeed
         return now + min(self._limits.step_timeout_seconds, left + CLOCKS_DIFFER_SECONDS)

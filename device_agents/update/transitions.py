@@ -35,10 +35,15 @@ def replace(state: UpdateRecord, **changes: object) -> UpdateRecord:
 
 
 def offer_case(state: UpdateRecord, offer: Deployment) -> str:
-    """The case of an offer: ``wanted``, ``unchanged`` or, in IDLE, ``older``; with PENDING where it drops a retry."""
+    """The case of an offer: ``wanted``, ``unchanged``, ``released`` or, in IDLE, ``older``.
+
+    It has PENDING too where it drops a retry.
+    """
     pending = is_pending(state) and idle_offer_case(state, offer) != "wanted"
     if state.name is UpdateState.IDLE:
         return idle_offer_case(state, offer) + (f", {PENDING}" if pending else "")
+    if is_release(state, offer):
+        return "released"
     target = state.offered or (None if state.ending in ("failed", "dropped") else state.deployment)
     if target is not None and target.digest == offer.digest:
         return "unchanged"
@@ -66,9 +71,17 @@ def offer(state: UpdateRecord, event: Offered, case: str, *, was: UpdateState, b
         state = _dropped(_note_running_offer(state, offer)) if PENDING in case else _note_running_offer(state, offer)
         state = _end_deployment(state)
         return _refuse_older(state, offer, event.at) if case.startswith("older") else state
+    if case == "released":
+        return replace(state, deployment=offer)
     if case == "unchanged":
         return _note_repeated_offer(state, offer)
     return replace(state, offered=offer, ending="dropped" if before or case == PENDING else state.ending)
+
+
+def is_release(state: UpdateRecord, offer: Deployment) -> bool:
+    """True where the offer lets the bundle be activated that is compared beside the active one."""
+    deployment = state.deployment if state.name is UpdateState.SHADOWING and state.offered is None else None
+    return deployment is not None and deployment.digest == offer.digest and not offer.shadow
 
 
 def is_pending(state: UpdateRecord) -> bool:
@@ -196,12 +209,13 @@ def _drop_running_offer(state: UpdateRecord) -> UpdateRecord:
 
 def interrupt(state: UpdateRecord, event: Booted, case: str, limits: Limits, *, was: UpdateState) -> UpdateRecord:
     """After a stop of the device during test, probation or commit; the new bundle may have caused it."""
-    count = state.interrupted + (event.ended != "order")
+    # A comparison may take days, in which the power may fail without the bundle's fault.
+    count = state.interrupted + (event.ended == "crash" if was is UpdateState.SHADOWING else event.ended != "order")
     state = replace(state, interrupted=count)
     message = f"the device stopped {count} times in {was.value}"
     if case == "often":
         return fail(state, Failed(error="Interrupted", message=message, refused=True, at=event.at), limits)
-    if was in (UpdateState.TESTING, UpdateState.COMMITTING):
+    if was in (UpdateState.TESTING, UpdateState.SHADOWING, UpdateState.COMMITTING):
         return state
     return fail(state, Failed(error="Interrupted", message=message, passing=True, costly=True, at=event.at), limits)
 

@@ -20,7 +20,7 @@ from edgekit.registry import CatalogueEntry, RegistryReader
 from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.document import RolloutDocument, document
 from edgekit.rollout.gates import MAX_GATES, parse_gate
-from edgekit.rollout.plan import DEFAULT_WAVES, RolloutPlan, parse_waves
+from edgekit.rollout.plan import DEFAULT_WAVES, MAX_SHADOW, RolloutPlan, parse_waves
 from edgekit.rollout.values import RolloutEvent
 from edgekit.state import DeviceView, FleetPause, FleetState
 from edgekit.state.detail import DeviceDetail, describe_device
@@ -56,6 +56,7 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         consent, window: As `RolloutPlan`.
         canaries: The devices that come first, as a wave of their own, as a filter.
         approval: As `RolloutPlan`.
+        shadow, shadow_seconds: As `RolloutPlan`.
         gates: Gates, as people write them, for example ``outcome drop <= 0.02``.
     """
 
@@ -78,6 +79,8 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     canaries: Text = ""
     consent: bool = False
     window: Text = ""
+    shadow: Annotated[int, Meta(ge=0, le=MAX_SHADOW)] = DEFAULTS.shadow
+    shadow_seconds: Annotated[float, Meta(ge=1, le=MAX_SECONDS)] = DEFAULTS.shadow_seconds
 
     @property
     def plan(self) -> RolloutPlan:
@@ -95,6 +98,8 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             approval=self.approval,
             consent=self.consent,
             window=self.window,
+            shadow=self.shadow,
+            shadow_seconds=self.shadow_seconds,
         )
 
 

@@ -11,7 +11,7 @@ from edgekit.bundle.order import version_order
 from edgekit.bundle.readers import TooOld, too_old
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.registry import RegistryReader, Release
-from edgekit.rollout.agent_needs import Ignoring, ignoring, plan_needs
+from edgekit.rollout.agent_needs import SHADOW, SINCE, Ignoring, can_shadow, ignoring, plan_needs
 from edgekit.rollout.plan import RETURN, RolloutPlan, Wave
 from edgekit.rollout.preflight import refusal
 from edgekit.trust.assignment import Entry
@@ -31,6 +31,8 @@ class Planned(msgspec.Struct, frozen=True):
         refusals: Why a device would refuse the bundle, by its name.
         plan: Waves and thresholds.
         ignoring: The devices whose agent is too old for conditions and gates of the plan; None if there are none.
+        unable: Devices that cannot compare the new model with their active one, where the plan asks for it: their agent
+            is too old or has not reported yet. They get it last.
     """
 
     devices: int
@@ -40,6 +42,7 @@ class Planned(msgspec.Struct, frozen=True):
     refusals: dict[str, str]
     plan: RolloutPlan
     ignoring: Ignoring | None = None
+    unable: tuple[str, ...] = ()
 
     def check_refusals(self, name: str, version: str) -> None:
         """Raise RefusedError when no device of the rollout would take the bundle."""
@@ -76,7 +79,8 @@ def plan_rollout(
     Raises:
         NotFoundError: no device has a bundle for its target.
         SettingsError: the waves do not rise for a fleet of this size.
-        RefusedError: the plan returns devices on failure, and they would refuse what they had before.
+        RefusedError: the plan returns devices on failure, and they would refuse what they had before; or it asks for
+            comparisons, which no device can make.
     """
     if plan.on_failure == RETURN:
         _check_return(reader, members, name, version)
@@ -85,6 +89,7 @@ def plan_rollout(
     entries = {
         target: msgspec.structs.replace(release.entry, downgrade=downgrade) for target, release in releases.items()
     }
+    unable = _unable(plan, [one for one in members if one.target in entries])
     planned = Planned(
         devices=sum(device.target in entries for device in members),
         skipped=missing,
@@ -93,6 +98,7 @@ def plan_rollout(
         refusals=_refusals(name, releases, entries, members),
         plan=plan,
         ignoring=ignoring(plan_needs(plan), {one.device: one.edgekit for one in members if one.target in entries}),
+        unable=unable,
     )
     return planned, entries
 
@@ -184,6 +190,20 @@ def _refusals(
             if reason:
                 found[device.device] = reason
     return found
+
+
+def _unable(plan: RolloutPlan, members: Sequence[DeviceView]) -> tuple[str, ...]:
+    """Devices that cannot make the comparison that the plan asks for. Raises RefusedError if none can."""
+    if not plan.shadow:
+        return ()
+    unable = tuple(sorted(one.device for one in members if not can_shadow(one.edgekit)))
+    if len(unable) == len(members):
+        raise RefusedError(
+            f"none of {len(members)} devices can compare the new model with its active one: that needs edgekit "
+            f"{SINCE[SHADOW]}, and a report that says so",
+            advice="Update edgekit there, or leave out --shadow.",
+        )
+    return unable
 
 
 def _check_return(reader: RegistryReader, members: Sequence[DeviceView], name: str, version: str) -> None:

@@ -142,6 +142,32 @@ class Behaviour(msgspec.Struct, frozen=True, omit_defaults=True):
     slower: tuple[int, ...] = ()
 
 
+SHADOW_BYTES = 64  # most bytes of an encoded Shadow
+SHADOW_DIGITS = 12  # of a digest
+SHADOW_COMPLETE, SHADOW_TIME = "complete", "time"
+
+
+class Shadow(msgspec.Struct, frozen=True, array_like=True):
+    """The comparison of a bundle with the active one on live inputs, inside `Running`; at most SHADOW_BYTES, no inputs.
+
+    Attributes:
+        candidate: The first SHADOW_DIGITS digits of the bundle's digest.
+        compared: Inputs that both have answered.
+        differed: Of these, those whose decision changed, or whose answers are further apart than the output's limit.
+        failed: Of these, those that the bundle could not answer.
+        dropped: Inputs that were left out, because the device was busy.
+        ended: Empty while it goes on; ``complete``, ``time`` (its time is over), or why the device cannot compare:
+            ``no-model``, ``memory``, ``stateful``, ``inputs``, ``load``; others may come.
+    """
+
+    candidate: str
+    compared: int = 0
+    differed: int = 0
+    failed: int = 0
+    dropped: int = 0
+    ended: str = ""
+
+
 class Running(msgspec.Struct, frozen=True):
     """The state of one model of a device, inside `Reported`.
 
@@ -155,6 +181,7 @@ class Running(msgspec.Struct, frozen=True):
         highest: The highest version that was committed, or that of a later downgrade; lower ones are refused. Empty
             from devices that do not say.
         behaviour: How the bundles behaved that ran last, by digest; the newest is the last.
+        shadow: The last comparison of a bundle with the active one; None where there was none.
     """
 
     digest: str = ""
@@ -166,6 +193,7 @@ class Running(msgspec.Struct, frozen=True):
     waiting: Waiting | None = None
     highest: str = ""
     behaviour: dict[str, Behaviour] = {}
+    shadow: Shadow | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -10,7 +10,14 @@ from edgekit.bundle.compat import numbers
 from edgekit.rollout.plan import RolloutPlan
 
 CONSENT, WINDOW, GATES, UNINSTALL = "consent", "maintenance windows", "gates", "uninstalling"
-SINCE = {CONSENT: "0.2.0", WINDOW: "0.2.0", GATES: "0.2.0", UNINSTALL: "0.2.0"}  # the first release that obeys it
+SHADOW = "shadow comparisons"
+SINCE = {
+    CONSENT: "0.2.0",
+    WINDOW: "0.2.0",
+    GATES: "0.2.0",
+    UNINSTALL: "0.2.0",
+    SHADOW: "0.2.0",
+}  # the first release that obeys it
 MAX_NAMED = 10
 
 
@@ -41,7 +48,7 @@ class Ignoring(msgspec.Struct, frozen=True):
 
 def plan_needs(plan: RolloutPlan) -> list[str]:
     """Features of a plan that agents must know."""
-    asked = {CONSENT: plan.consent, WINDOW: bool(plan.window), GATES: bool(plan.gates)}
+    asked = {CONSENT: plan.consent, WINDOW: bool(plan.window), GATES: bool(plan.gates), SHADOW: bool(plan.shadow)}
     return [need for need, used in asked.items() if used]
 
 
@@ -49,7 +56,7 @@ def ignoring(needs: Iterable[str], versions: Mapping[str, str]) -> Ignoring | No
     """The devices that ignore one of `needs`; None if all obey.
 
     Args:
-        needs: CONSENT, WINDOW, GATES or UNINSTALL.
+        needs: CONSENT, WINDOW, GATES, UNINSTALL or SHADOW.
         versions: Version of edgekit by the name of each device. Devices that have not reported theirs yet (an empty
             version) are not judged.
     """
@@ -60,3 +67,11 @@ def ignoring(needs: Iterable[str], versions: Mapping[str, str]) -> Ignoring | No
     old = {name: version for name, version in versions.items() if version and numbers(version) < numbers(release)}
     ignored = tuple(need for need, since in needed if any(numbers(one) < numbers(since) for one in old.values()))
     return Ignoring(release, ignored, old) if old else None
+
+
+def can_shadow(version: str) -> bool:
+    """True where an agent of this version of edgekit compares; false where the version is not known yet.
+
+    An older agent activates the bundle at once.
+    """
+    return bool(version) and ignoring([SHADOW], {"": version}) is None

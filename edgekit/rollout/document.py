@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edgekit.mqtt.messages import Shadow
 from edgekit.rollout.gate_watch import GateView, gate_views
 from edgekit.rollout.values import Decision, DeviceProgress, Rollout
 
@@ -16,8 +17,18 @@ class VerdictDocument(msgspec.Struct, frozen=True):
     reason: str
 
 
+class ShadowDocument(msgspec.Struct, frozen=True):
+    """The comparison of the new model with the device's active one; counts of inputs as `messages.Shadow`."""
+
+    compared: int
+    differed: int
+    failed: int
+    dropped: int
+    ended: str
+
+
 class DeviceDocument(msgspec.Struct, frozen=True):
-    """One device of a rollout; fields as `DeviceProgress`."""
+    """One device of a rollout; fields as `DeviceProgress`. `shadow` is there once it has reported a comparison."""
 
     state: str
     reason: str
@@ -27,6 +38,8 @@ class DeviceDocument(msgspec.Struct, frozen=True):
     waiting_since: float
     late: bool
     verdict: VerdictDocument | None
+    shadowing: bool = False
+    shadow: ShadowDocument | msgspec.UnsetType = msgspec.UNSET
 
 
 class RolloutDocument(msgspec.Struct, frozen=True):
@@ -106,4 +119,12 @@ def _device(progress: DeviceProgress) -> DeviceDocument:
         waiting_since=progress.waiting_since,
         late=progress.late,
         verdict=verdict,
+        shadowing=progress.shadowing,
+        shadow=_shadow(progress.shadow),
     )
+
+
+def _shadow(said: Shadow | None) -> ShadowDocument | msgspec.UnsetType:
+    if said is None:
+        return msgspec.UNSET
+    return ShadowDocument(said.compared, said.differed, said.failed, said.dropped, said.ended)

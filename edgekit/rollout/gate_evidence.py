@@ -23,6 +23,8 @@ LIMIT = 30.0  # more than 1 / 0.05: the rest is for devices that lie
 DROPPED_SHARE = 0.02
 BETS = (0.08, 0.24, 0.6)
 CAPITAL = (0.07, 0.83, 0.10)  # shares of the bets
+SHARE_BETS = (0.5, 2.0, 8.0)  # for observations of one model, see `weigh_share`
+SHARE_CAPITAL = (0.4, 0.4, 0.2)
 MAX_LOG = 300.0
 
 Counts = npt.NDArray[Any]
@@ -47,11 +49,46 @@ def weigh(worse: Counts, equal: Counts, better: Counts, margin: float = 0.0) -> 
         worse, equal, better: Pairs of each device, as in `gate_pairs.Pairs`, (..., devices).
         margin: The share may fall by this much, 0 to less than 1.
     """
-    counts = np.asarray(worse), np.asarray(equal), np.asarray(better)
-    seen = (counts[0] + counts[1] + counts[2] > 0).sum(axis=-1)
+    counts = (np.asarray(worse), np.asarray(equal), np.asarray(better))
+    bets = [bet / (1 + margin) for bet in BETS]
+    factors = [[np.log1p(bet * (difference - margin)) for difference in (1.0, 0.0, -1.0)] for bet in bets]
+    return _merged(counts, factors, CAPITAL)
+
+
+def weigh_share(found: Counts, others: Counts, most: float) -> Evidence:
+    """The evidence that the share of what was found is larger than `most`.
+
+    Args:
+        found, others: Observations of each device in which it was found, and the others, (..., devices).
+        most: 0 to less than 1.
+    """
+    return _merged((np.asarray(found), np.asarray(others)), _share_factors(most), SHARE_CAPITAL)
+
+
+def own_share_evidence(found: int, others: int, most: float) -> float:
+    """As `weigh_share`, of one device alone, which is not set apart."""
+    logs = [found * factors[0] + others * factors[1] for factors in _share_factors(most)]
+    return float(sum(part * np.exp(min(log, MAX_LOG)) for part, log in zip(SHARE_CAPITAL, logs, strict=True)))
+
+
+def _share_factors(most: float) -> list[list[float]]:
+    """Logarithms of what one observation multiplies the capital of each bet by; none loses everything."""
+    bets = [bet / (1 + bet * most) for bet in SHARE_BETS]
+    return [[float(np.log1p(bet * (1 - most))), float(np.log1p(-bet * most))] for bet in bets]
+
+
+def _merged(counts: tuple[Counts, ...], factors: list[list[float]], shares: tuple[float, ...]) -> Evidence:
+    """The capital of all bets, without the devices that do not count.
+
+    Args:
+        counts: Observations of each kind, (..., devices).
+        factors: For each bet, the logarithm of the factor of each kind.
+        shares: Share of the capital of each bet.
+    """
+    seen = (np.add.reduce(counts) > 0).sum(axis=-1)
     most = np.maximum(1, np.ceil(DROPPED_SHARE * seen - 1e-9)).astype(np.int64)
-    totals, drops = zip(*(_capital(bet, counts, margin, most) for bet in BETS), strict=True)
-    logs = np.stack(totals, axis=-1) + np.log(CAPITAL)
+    totals, drops = zip(*(_capital(counts, one, most) for one in factors), strict=True)
+    logs = np.stack(totals, axis=-1) + np.log(shares)
     best = logs.argmax(axis=-1)[..., None]
     dropped = np.take_along_axis(np.stack(drops, axis=-1), best, axis=-1)[..., 0]
     return Evidence(np.exp(np.minimum(logs, MAX_LOG)).sum(axis=-1), dropped)
@@ -63,12 +100,10 @@ def tolerated(most: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def _capital(
-    bet: float, counts: tuple[Counts, Counts, Counts], margin: float, most: npt.NDArray[np.int64]
+    counts: tuple[Counts, ...], factors: list[float], most: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Logarithm of the capital of one bet without the devices that do not count, and the number of those."""
-    bet = bet / (1 + margin)
-    factors = [np.log1p(bet * (difference - margin)) for difference in (1.0, 0.0, -1.0)]
-    own = sum(count * factor for count, factor in zip(counts, factors, strict=True))
+    own: npt.NDArray[np.float64] = np.add.reduce([count * one for count, one in zip(counts, factors, strict=True)])
     if not own.shape[-1]:
         return np.zeros(own.shape[:-1]), np.zeros(own.shape[:-1], np.int64)
     largest = min(int(most.max()), own.shape[-1])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
-from edgekit.mqtt.messages import Running
-from edgekit.rollout.gate_evidence import LIMIT, weigh
+from edgekit.mqtt.messages import Running, Shadow
+from edgekit.rollout.gate_evidence import LIMIT, weigh, weigh_share
 from edgekit.rollout.gate_observed import Observed
 from edgekit.rollout.gate_pairs import Pairs, paired
-from edgekit.rollout.gates import Gate
+from edgekit.rollout.gates import AGREEMENT, Gate
 from edgekit.rollout.values import DeviceProgress, Rollout
 
 
@@ -19,7 +21,7 @@ class GateView(msgspec.Struct, frozen=True):
     Attributes:
         gate: The gate, as people write it.
         evidence, limit: The new model is worse when the evidence reaches the limit.
-        pairs, devices: Number of pairs, and of the devices that they come from.
+        pairs, devices: Number of pairs, and of the devices that they come from. For ``agreement``: inputs compared.
         baseline, candidate: Shares in the pairs, of what `Gate.shown` says, of the previous model and of the new one.
         dropped: Number of devices that do not count, because a few could decide alone.
         failed: True if the evidence reaches the limit.
@@ -75,9 +77,9 @@ def observe(progress: DeviceProgress, running: Running | None, gates: tuple[Gate
 
 def gate_views(rollout: Rollout) -> list[GateView]:
     """The present evidence of each gate of a rollout."""
-    observed = [progress.observed for progress in rollout.devices.values() if progress.observed]
+    devices = list(rollout.devices.values())
     limit = LIMIT * len(rollout.plan.gates)  # several gates share the false stops that one may have
-    return [_view(gate, observed, limit, accepted=gate.text in rollout.accepted_gates) for gate in rollout.plan.gates]
+    return [_view(gate, devices, limit, accepted=gate.text in rollout.accepted_gates) for gate in rollout.plan.gates]
 
 
 def failed_gate(rollout: Rollout) -> str:
@@ -88,17 +90,26 @@ def failed_gate(rollout: Rollout) -> str:
         view = views.get(gate.text)
         if view is not None and not view.accepted:
             word = "fell" if gate.falls else "rose"
+            moved = f"{gate.shown} {word} from {view.baseline:.1%} to {view.candidate:.1%} ({view.pairs} pairs"
+            if gate.metric == AGREEMENT:
+                moved = f"{view.candidate:.1%} of the {gate.shown} ({view.pairs} inputs"
             reasons.append(
-                f"gate '{gate.text}': {gate.shown} {word} from {view.baseline:.1%} to {view.candidate:.1%} "
-                f"({view.pairs} pairs of {view.devices} devices, evidence {view.evidence:.0f} of {view.limit:.0f})"
+                f"gate '{gate.text}': {moved} of {view.devices} devices, "
+                f"evidence {view.evidence:.0f} of {view.limit:.0f})"
             )
     return "; ".join(reasons)
 
 
-def _view(gate: Gate, observed: list[Observed], limit: float, *, accepted: bool) -> GateView:
-    pairs = [one.pairs[gate.text] for one in observed if gate.text in one.pairs]
+def _view(gate: Gate, devices: Sequence[DeviceProgress], limit: float, *, accepted: bool) -> GateView:
+    if gate.metric == AGREEMENT:
+        pairs = [_agreements(one.shadow) for one in devices if one.shadow is not None and one.shadow.compared]
+    else:
+        pairs = [one.observed.pairs[gate.text] for one in devices if one.observed and gate.text in one.observed.pairs]
     counts = np.array([(one.worse, one.equal, one.better) for one in pairs], np.int64).reshape(-1, 3).T
-    evidence = weigh(counts[0], counts[1], counts[2], gate.margin)
+    if gate.metric == AGREEMENT:
+        evidence = weigh_share(counts[0], counts[1], gate.margin)
+    else:
+        evidence = weigh(counts[0], counts[1], counts[2], gate.margin)
     total = sum(one.count for one in pairs)
     good = [sum(one.baseline_good for one in pairs), sum(one.candidate_good for one in pairs)]
     shares = [(count if gate.falls else total - count) / total if total else 0.0 for count in good]
@@ -115,6 +126,12 @@ def _view(gate: Gate, observed: list[Observed], limit: float, *, accepted: bool)
         failed=value >= limit,
         accepted=accepted,
     )
+
+
+def _agreements(shadow: Shadow) -> Pairs:
+    """A device's comparison as pairs: the previous model's answer counts as good."""
+    agreed = shadow.compared - shadow.differed
+    return Pairs(shadow.differed, agreed, 0, shadow.compared, agreed)
 
 
 def _previous(running: Running, candidate: str) -> str:

@@ -13,16 +13,19 @@ from edgekit.bounds import number_fault
 from edgekit.errors import SettingsError
 from edgekit.mqtt.messages import LATENCY_BOUNDS_MS, Behaviour
 
-OUTCOME, ERRORS, FALLBACK, LATENCY = "outcome", "errors", "fallback", "latency"
-METRICS = (OUTCOME, ERRORS, FALLBACK, LATENCY)
+OUTCOME, ERRORS, FALLBACK, LATENCY, AGREEMENT = "outcome", "errors", "fallback", "latency", "agreement"
+METRICS = (OUTCOME, ERRORS, FALLBACK, LATENCY, AGREEMENT)
+DEFAULT_AGREEMENT = 0.95
 MAX_GATES = 8
 _WORDS = {OUTCOME: "drop", ERRORS: "rise", FALLBACK: "rise", LATENCY: "rise"}
 _SHOWN = {
     OUTCOME: "good outcomes",
     ERRORS: "failed requests",
     FALLBACK: "answers that did not come from the local model alone",
+    AGREEMENT: "answers agree with the previous model's",
 }
 _GATE = re.compile(r"(?P<metric>[a-z]+)(\s+(?P<ms>\d+)\s*ms)?(\s+(?P<word>drop|rise)\s*<=\s*(?P<margin>\S+))?")
+_AGREEMENT = re.compile(r"agreement(\s*(:|>=)\s*(?P<share>\S+))?")
 _ADVICE = "Write for example --gate outcome, --gate 'outcome drop <= 0.02' or --gate 'latency 50ms rise <= 0.05'."
 
 
@@ -30,9 +33,11 @@ class Gate(msgspec.Struct, frozen=True):
     """One comparison of the new model with the previous one of the same device.
 
     Attributes:
-        metric: ``outcome`` (the application's own signal), ``errors``, ``fallback`` or ``latency``.
+        metric: ``outcome`` (the application's own signal), ``errors``, ``fallback``, ``latency``, or ``agreement``
+            (of both models' answers to the same inputs, before the new one is activated).
         limit_ms: For ``latency``: answers that took longer are slow; one of LATENCY_BOUNDS_MS.
-        margin: The share may get worse by this much, 0 to less than 1.
+        margin: The share may get worse by this much, 0 to less than 1. For ``agreement``: this share of the answers
+            may differ.
     """
 
     metric: str
@@ -55,7 +60,9 @@ class Gate(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """As people write it, for example ``outcome drop <= 0.02``."""
+        """As people write it, for example ``outcome drop <= 0.02`` or ``agreement >= 0.95``."""
+        if self.metric == AGREEMENT:
+            return f"{AGREEMENT} >= {round(1 - self.margin, 9):g}"
         name = f"{self.metric} {self.limit_ms}ms" if self.limit_ms else self.metric
         return f"{name} {_WORDS[self.metric]} <= {self.margin:g}"
 
@@ -67,10 +74,12 @@ class Gate(msgspec.Struct, frozen=True):
     @property
     def falls(self) -> bool:
         """True if the share that is shown gets worse when it falls."""
-        return self.metric == OUTCOME
+        return self.metric in (OUTCOME, AGREEMENT)
 
     def good_of(self, behaviour: Behaviour) -> tuple[int, int]:
-        """How many of a device's observations are good, and their number."""
+        """How many of a device's observations are good, and their number; none for ``agreement``."""
+        if self.metric == AGREEMENT:
+            return 0, 0
         if self.metric == OUTCOME:
             good, total = behaviour.good, behaviour.outcomes
         elif self.metric == ERRORS:
@@ -90,6 +99,8 @@ def parse_gate(text: str) -> Gate:
     Raises:
         SettingsError: the text is no gate.
     """
+    if agreement := _AGREEMENT.fullmatch(text.strip()):
+        return _agreement(agreement["share"], text)
     match = _GATE.fullmatch(text.strip())
     if match is None:
         raise SettingsError(f"{text!r} is no gate", advice=_ADVICE)
@@ -104,3 +115,13 @@ def parse_gate(text: str) -> Gate:
             f"the share of gate {text!r} gets worse when it {_WORDS[metric]}s: write {gate.text!r}", advice=_ADVICE
         )
     return gate
+
+
+def _agreement(share: str | None, text: str) -> Gate:
+    try:
+        least = DEFAULT_AGREEMENT if share is None else float(share)
+    except ValueError:
+        raise SettingsError(f"{share!r} is no share in the gate {text!r}", advice=_ADVICE) from None
+    if (fault := number_fault("the share of an agreement gate", least, 0, 1)) or least == 0:
+        raise SettingsError(fault or "the share of an agreement gate is 0, expected more", advice=_ADVICE)
+    return Gate(AGREEMENT, margin=round(1 - least, 9))

@@ -31,11 +31,17 @@ def judge(progress: DeviceProgress, status: DeviceStatus, now: float) -> DeviceP
             return DeviceProgress(DeviceState.SKIPPED, reason="the model has no bundle for its target")
         at = failure.at if failure else None
         canary = progress.canary or status.canary
-        return DeviceProgress(DeviceState.PENDING, digest=status.digest, old_outcome=at, canary=canary)
+        return DeviceProgress(
+            DeviceState.PENDING,
+            digest=status.digest,
+            old_outcome=at,
+            canary=canary,
+            can_shadow=progress.can_shadow or status.can_shadow,
+        )
     if _runs(progress, status):
-        return _changed(progress, DeviceState.SUCCEEDED, now, excused=False)
+        return changed(progress, DeviceState.SUCCEEDED, now, excused=False)
     if failure and failure.at != progress.old_outcome:
-        return _changed(progress, DeviceState.FAILED, now, _text(failure), old_outcome=failure.at)
+        return changed(progress, DeviceState.FAILED, now, _text(failure), old_outcome=failure.at)
     return _waited(progress, status, now) if progress.state in IN_FLIGHT else progress
 
 
@@ -49,13 +55,13 @@ def judge_late(progress: DeviceProgress, status: DeviceStatus, now: float, *, re
     if progress.state in (*UNASSIGNED, DeviceState.CANCELLED):
         return progress
     if returns and _runs_another(progress, status):
-        return _changed(progress, DeviceState.RETURNED, now, late=True)
+        return changed(progress, DeviceState.RETURNED, now, late=True)
     if _runs(progress, status):
-        return _changed(progress, DeviceState.SUCCEEDED, now, late=True)
+        return changed(progress, DeviceState.SUCCEEDED, now, late=True)
     failure = _failure(progress.digest, status)
     after = failure is not None and failure.result == ROLLED_BACK and failure.at != progress.old_outcome
     if failure and after and progress.state is DeviceState.SUCCEEDED:
-        return _changed(progress, DeviceState.FAILED, now, f"after the end, {_text(failure)}", late=True)
+        return changed(progress, DeviceState.FAILED, now, f"after the end, {_text(failure)}", late=True)
     return progress
 
 
@@ -66,17 +72,24 @@ def after_deadline(progress: DeviceProgress, plan: RolloutPlan, now: float) -> D
         return progress
     if progress.state is DeviceState.WAITING:
         reason = f"it waits ({progress.reason}), for longer than {plan.max_wait_seconds:g} s"
-        changed = _changed(progress, DeviceState.NOT_REACHED, now, reason)
-        return msgspec.structs.replace(
-            changed, waited=progress.waited + now - progress.waiting_since, waiting_since=0.0
-        )
-    limit = plan.device_deadline_seconds
+        after = changed(progress, DeviceState.NOT_REACHED, now, reason)
+        return msgspec.structs.replace(after, waited=progress.waited + now - progress.waiting_since, waiting_since=0.0)
+    limit = plan.device_deadline_seconds + (plan.shadow_seconds if progress.shadowing else 0.0)
     reason = f"{SILENT}: the device reported neither success nor failure within {limit:g} s"
-    return _changed(progress, DeviceState.FAILED, now, reason)
+    return changed(progress, DeviceState.FAILED, now, reason)
+
+
+def has_compared(progress: DeviceProgress) -> bool:
+    """True where the device has ended its comparison of the new model with its active one."""
+    return progress.shadow is not None and bool(progress.shadow.ended)
 
 
 def deadline(progress: DeviceProgress, plan: RolloutPlan) -> float | None:
     """When the device's time is over, in wall clock seconds; None where no time runs. Waits do not count for it."""
+    if progress.state is DeviceState.ASSIGNED and progress.shadowing:
+        if has_compared(progress):
+            return None  # it waits for the others of its wave
+        return progress.assigned_at + progress.waited + plan.shadow_seconds + plan.device_deadline_seconds
     if progress.state is DeviceState.ASSIGNED:
         return progress.assigned_at + progress.waited + plan.device_deadline_seconds
     if progress.state is DeviceState.WAITING:
@@ -98,12 +111,14 @@ def retried(progress: DeviceProgress, now: float) -> DeviceProgress:
     """The progress of a device that failed or was not reached, and gets the assignment again."""
     told = DeviceState.ASSIGNED
     fresh = msgspec.structs.replace(progress, state=told, assigned_at=now, at=now, reason="", excused=False)
+    if progress.shadow is not None and progress.shadow.compared:  # an operator has decided, in spite of the comparison
+        fresh = msgspec.structs.replace(fresh, shadowing=False)
     return msgspec.structs.replace(
         fresh, waited=0.0, waiting_since=0.0, verdict=None, verdict_at=0.0, verdict_reason=""
     )
 
 
-def _changed(
+def changed(
     progress: DeviceProgress, state: DeviceState, now: float, reason: str = "", *, late: bool = False, **more: object
 ) -> DeviceProgress:
     """`progress` in another state; the first state that counted is kept as the verdict."""

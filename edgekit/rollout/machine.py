@@ -20,8 +20,9 @@ import msgspec
 from edgekit.errors import RefusedError
 from edgekit.rollout.cohort import wave_order
 from edgekit.rollout.gate_watch import failed_gate, gate_views, observe
-from edgekit.rollout.judging import after_deadline, deadline, judge, judge_late, restarted, retried
+from edgekit.rollout.judging import after_deadline, changed, deadline, judge, judge_late, restarted, retried
 from edgekit.rollout.plan import BEFORE_WAVES, RETURN
+from edgekit.rollout.shadowing import agreement_gate, compared, let_go, nothing_compared, own_failure
 from edgekit.rollout.values import (
     IN_FLIGHT,
     OUTSIDE,
@@ -97,16 +98,16 @@ def _start(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
 
 def _survey_running(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Surveyed)
-    devices = {
-        name: after_deadline(progress, rollout.plan, now)
-        for name, progress in _with_reports(rollout, event, now).items()
-    }
-    return _settle(msgspec.structs.replace(rollout, devices=devices), now)
+    reported, reverts = _with_reports(rollout, event, now)
+    devices = {name: after_deadline(progress, rollout.plan, now) for name, progress in reported.items()}
+    settled = _settle(msgspec.structs.replace(rollout, devices=devices), now)
+    return RolloutStep(settled.state, (*reverts, *settled.effects), settled.wake_at)
 
 
 def _survey_paused(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Surveyed)
-    return RolloutStep(msgspec.structs.replace(rollout, devices=_with_reports(rollout, event, now)))
+    devices, reverts = _with_reports(rollout, event, now)
+    return RolloutStep(msgspec.structs.replace(rollout, devices=devices), reverts)
 
 
 def _survey_ended(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
@@ -136,6 +137,9 @@ def _pause(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
 def _resume(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     devices = {name: restarted(progress, now) for name, progress in rollout.devices.items()}
     failed = [view.gate for view in gate_views(rollout) if view.failed and not view.accepted]
+    agreement = agreement_gate(rollout.plan)
+    if agreement is not None and agreement.text not in failed and nothing_compared(rollout):
+        failed.append(agreement.text)
     running = decided(rollout, RolloutState.RUNNING, now)
     accepted = (*rollout.accepted_gates, *failed)
     return _settle(msgspec.structs.replace(running, devices=devices, accepted_gates=accepted), now)
@@ -252,23 +256,35 @@ TABLE: dict[tuple[RolloutState, type], Row] = {
 # --- rules
 
 
-def _with_reports(rollout: Rollout, event: Surveyed, now: float) -> dict[str, DeviceProgress]:
+def _with_reports(
+    rollout: Rollout, event: Surveyed, now: float
+) -> tuple[dict[str, DeviceProgress], tuple[Effect, ...]]:
+    """The devices after their reports; those whose own comparison fails get their earlier assignment back."""
     devices = dict(rollout.devices)
     for name, status in event.devices.items():
         before = devices.get(name, DeviceProgress(DeviceState.SKIPPED))
         after = judge(before, status, now)
         if before.state not in UNASSIGNED:
             after = observe(after, status.running, rollout.plan.gates, f"{rollout.id}/{name}")
-        devices[name] = after
-    return devices
+        devices[name] = compared(after, status.running)
+    members = sum(one.state not in OUTSIDE for one in devices.values())
+    reverts = []
+    for name in event.devices:
+        if devices[name].state in IN_FLIGHT and (reason := own_failure(devices[name], rollout, members)):
+            devices[name] = changed(devices[name], DeviceState.FAILED, now, reason)
+            reverts.append(Revert(name))
+    return devices, tuple(reverts)
 
 
 def _settle(rollout: Rollout, now: float) -> RolloutStep:
     """Stop on failures; otherwise start the next waves and assign the bundle to their devices, or finish."""
-    reason = _too_many_failures(rollout) or failed_gate(rollout)
+    reason = _too_many_failures(rollout) or failed_gate(rollout) or nothing_compared(rollout)
     if reason:
         return _stop(rollout, reason, now)
     devices = dict(rollout.devices)
+    ready = let_go(rollout)
+    for name in ready:
+        devices[name] = msgspec.structs.replace(devices[name], shadowing=False, assigned_at=now, at=now, waited=0.0)
     eligible = [name for name, progress in devices.items() if progress.state not in OUTSIDE]
     if not eligible:
         return RolloutStep(rollout)  # no device yet; devices that enroll later get the assignment
@@ -287,13 +303,24 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
     if room > 0 and not _is_approved(rollout, wave):
         return _await_approval(rollout, now)
     pending = [name for name in eligible if devices[name].state is DeviceState.PENDING]
-    order = sorted(wave_order(rollout.id, pending), key=lambda name: not devices[name].canary)
-    chosen = order[: max(0, room)]
+    chosen = _next_devices(msgspec.structs.replace(rollout, devices=devices), pending, max(0, room))
     for name in chosen:
-        told = DeviceState.ASSIGNED
-        devices[name] = msgspec.structs.replace(devices[name], state=told, assigned_at=now, at=now, wave=wave)
+        told, compares = DeviceState.ASSIGNED, bool(rollout.plan.shadow) and devices[name].can_shadow
+        devices[name] = msgspec.structs.replace(
+            devices[name], state=told, assigned_at=now, at=now, wave=wave, shadowing=compares
+        )
     settled = msgspec.structs.replace(rollout, wave=wave, devices=devices)
-    return _ended(settled, tuple(Assign(name) for name in chosen), now)
+    return _ended(settled, tuple(Assign(name) for name in (*ready, *chosen)), now)
+
+
+def _next_devices(rollout: Rollout, pending: list[str], room: int) -> list[str]:
+    """The devices of a wave, canaries first. Those that cannot compare come last, when nobody compares any more."""
+    order = sorted(wave_order(rollout.id, pending), key=lambda name: not rollout.devices[name].canary)
+    if not rollout.plan.shadow:
+        return order[:room]
+    able = [name for name in order if rollout.devices[name].can_shadow]
+    comparing = any(one.shadowing and one.state is DeviceState.ASSIGNED for one in rollout.devices.values())
+    return able[:room] if able or comparing else order[:room]
 
 
 def _ended(rollout: Rollout, effects: tuple[Effect, ...], now: float) -> RolloutStep:

@@ -11,7 +11,7 @@ from edgekit.bounds import MAX_INTEGER, MAX_SECONDS, number_fault
 from edgekit.errors import SettingsError
 from edgekit.hours import parse_hours
 from edgekit.rollout.cohort import Cohort
-from edgekit.rollout.gates import MAX_GATES, Gate
+from edgekit.rollout.gates import AGREEMENT, MAX_GATES, Gate
 
 
 class Wave(msgspec.Struct, frozen=True):
@@ -37,6 +37,7 @@ class Wave(msgspec.Struct, frozen=True):
 
 PAUSE, RETURN = "pause", "return"
 AT_START, BEFORE_WAVES = "start", "waves"
+MAX_SHADOW = 1_000_000  # inputs of one device
 DEFAULT_WAVES = (Wave(share=0.1), Wave(share=0.5), Wave(share=1.0))
 
 
@@ -61,6 +62,9 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         canaries: The devices that come before all others; None for no preference.
         consent: Each device waits until its user agrees; such a device is WAITING.
         window: The time of day in which devices change, in their own time zones, as in ``22:00-05:00``; empty for any.
+        shadow: Each device compares the new model with its active one on this many of its own inputs before it
+            activates it; 0 for none.
+        shadow_seconds: Longest time of this comparison on a device.
     """
 
     waves: tuple[Wave, ...] = DEFAULT_WAVES
@@ -76,6 +80,8 @@ class RolloutPlan(msgspec.Struct, frozen=True):
     canaries: Cohort | None = None
     consent: bool = False
     window: str = ""
+    shadow: int = 0
+    shadow_seconds: float = 86_400.0
 
     def __post_init__(self) -> None:
         faults = []
@@ -96,6 +102,11 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         for name in ("device_deadline_seconds", "max_wait_seconds"):
             faults.append(number_fault(name, getattr(self, name), 0, MAX_SECONDS, above=True))
         faults.append(number_fault("soak_seconds", self.soak_seconds, 0, MAX_SECONDS))
+        faults.append(number_fault("shadow_seconds", self.shadow_seconds, 1, MAX_SECONDS))
+        if not 0 <= self.shadow <= MAX_SHADOW:
+            faults.append(f"shadow is {self.shadow}, expected 0 to {MAX_SHADOW} inputs")
+        if not self.shadow and any(gate.metric == AGREEMENT for gate in self.gates):
+            faults.append("an agreement gate needs --shadow, the number of inputs that each device compares")
         if self.on_failure not in (PAUSE, RETURN):
             faults.append(f"on_failure is {self.on_failure!r}, expected {PAUSE} or {RETURN}")
         if self.approval not in ("", AT_START, BEFORE_WAVES):
@@ -104,7 +115,7 @@ class RolloutPlan(msgspec.Struct, frozen=True):
             parse_hours(self.window, "maintenance windows")
         except ValueError as error:
             faults.append(str(error))
-        names = [gate.text.split(" <=")[0] for gate in self.gates]
+        names = [(gate.metric, gate.limit_ms) for gate in self.gates]
         if len(set(names)) < len(names) or len(names) > MAX_GATES:
             faults.append(f"there may be at most {MAX_GATES} gates, each of another kind")
         if faults := [fault for fault in faults if fault]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from edgekit.rollout.gate_watch import GateView
+from edgekit.rollout.gates import AGREEMENT
 from edgekit.rollout.plan import RolloutPlan
 from edgekit.rollout.values import OUTSIDE, DeviceProgress, DeviceState, Rollout, RolloutState
 
@@ -56,12 +57,17 @@ def count_of_devices(count: int) -> str:
 
 def gate_text(view: GateView) -> str:
     """The evidence of a gate for people, for example ``gate 'outcome drop <= 0': 90.0% before, 85.1% now, ...``."""
+    is_agreement = view.gate.startswith(AGREEMENT)
     if not view.pairs:
-        return f"gate '{view.gate}': no device has reported observations of both models yet"
+        found = "has compared an input yet" if is_agreement else "has reported observations of both models yet"
+        return f"gate '{view.gate}': no device {found}"
     verdict = "accepted by an operator" if view.failed and view.accepted else "failed" if view.failed else "open"
     apart = f", {count_of_devices(view.dropped)} set apart" if view.dropped else ""
+    moved = f"{view.baseline:.1%} before, {view.candidate:.1%} now, {view.pairs} pairs"
+    if is_agreement:
+        moved = f"{view.candidate:.1%} of the answers agree, {view.pairs} inputs"
     return (
-        f"gate '{view.gate}': {view.baseline:.1%} before, {view.candidate:.1%} now, {view.pairs} pairs of "
+        f"gate '{view.gate}': {moved} of "
         f"{count_of_devices(view.devices)}{apart}; evidence {view.evidence:.3g} of {view.limit:g}: {verdict}"
     )
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from edgekit.mqtt.messages import Outcome, Running
+from edgekit.mqtt.messages import Outcome, Running, Shadow
 from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.gate_observed import Observed
 from edgekit.rollout.plan import RolloutPlan
@@ -73,6 +73,9 @@ class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_a
         verdict_at, verdict_reason: Time and reason of that state.
         canary: True if it comes before the others.
         observed: What it reported for the gates of the rollout; None without gates.
+        shadowing: True while it compares the bundle with its active one, and may not activate it.
+        shadow: The last report of that comparison; None before the first.
+        can_shadow: Its agent is new enough to compare.
     """
 
     state: DeviceState
@@ -90,6 +93,9 @@ class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_a
     verdict_reason: str = ""
     canary: bool = False
     observed: Observed | None = None
+    shadowing: bool = False
+    shadow: Shadow | None = None
+    can_shadow: bool = False
 
     @property
     def late(self) -> bool:
@@ -195,12 +201,14 @@ class DeviceStatus(msgspec.Struct, frozen=True):
         running: What the device runs, as it last reported; None before its first report.
         outcome: Outcome of the last deployment of the model, as the device reported it.
         canary: True if it is one of the plan's canaries.
+        can_shadow: Its agent is new enough to compare the bundle with its active one.
     """
 
     digest: str
     running: Running | None = None
     outcome: Outcome | None = None
     canary: bool = False
+    can_shadow: bool = False
 
 
 class Started(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -175,6 +176,9 @@ def _assign(
     entry = entry_of(entries, rollout.devices[device].digest)
     if entry is None:
         raise DataError("the rollout has no bundle with the digest of this device")
+    if rollout.devices[device].shadowing:
+        plan = rollout.plan
+        entry = msgspec.structs.replace(entry, shadow=plan.shadow, shadow_seconds=math.ceil(plan.shadow_seconds))
     previous = assign(connection, fleet, device, rollout.model, entry)
     if again:
         return  # the entry before the rollout is noted

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from edgekit.bounds import MAX_ROW
 from edgekit.errors import NotFoundError, RefusedError
+from edgekit.rollout.agent_needs import can_shadow
 from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.document import RolloutDocument, document
 from edgekit.rollout.machine import step
@@ -398,4 +399,5 @@ def _status(model: str, digest: str, body: str | None, canary: bool = False) -> 
         running=report.models.get(model) if report else None,
         outcome=report.outcomes.get(model) if report else None,
         canary=canary,
+        can_shadow=can_shadow(str(report.facts.get("edgekit", ""))) if report else False,
     )

@@ -40,6 +40,9 @@ class Entry(msgspec.Struct, frozen=True):
         downgrade: True if the device may go back to this release from a newer one; the publisher must allow it too.
         consent: True if the device waits until its user agrees.
         window: The time of day in which the device may change, in its own time zone, as in ``22:00-05:00``.
+        shadow: Inputs on which the device compares the bundle with the active one, before another assignment without
+            this lets it be activated; 0 for none.
+        shadow_seconds: Longest time of the comparison; canonical JSON has no fractions.
     """
 
     path: str
@@ -52,6 +55,8 @@ class Entry(msgspec.Struct, frozen=True):
     downgrade: bool = False
     consent: bool = False
     window: str = ""
+    shadow: int = 0
+    shadow_seconds: int = 0
 
 
 _ENTRY = msgspec.msgpack.Decoder(Entry)  # built at import, as in edgekit.mqtt.messages
@@ -204,6 +209,8 @@ def _target_file(entry: Entry) -> TargetFile:
         custom["consent"] = True
     if entry.window:
         custom["window"] = entry.window
+    if entry.shadow:
+        custom |= {"shadow": entry.shadow, "shadow_seconds": entry.shadow_seconds}
     return TargetFile(entry.length, {"sha256": entry.sha256}, entry.path, {"custom": custom})
 
 

@@ -45,8 +45,8 @@ def page() -> str:
             "### After a restart",
             "",
             "After a start, the agent sends `Booted` to each model's machine. `often` means that the device has",
-            "stopped in TESTING, ACTIVATING, PROBATION or COMMITTING as often as is allowed. `looping` means that the",
-            "agent's process has crashed repeatedly after a commit.",
+            "stopped in TESTING, ACTIVATING, PROBATION or COMMITTING as often as is allowed, or crashed in SHADOWING.",
+            "`looping` means that the agent's process has crashed repeatedly after a commit.",
             "",
             *_rows(BOOT_TABLE),
             "",
@@ -73,7 +73,7 @@ def _rows(table: tuple[Row, ...]) -> list[str]:
 
 # --- the picture: positions are chosen by hand, states and labels come from the table
 
-WIDTH, HEIGHT = 760, 690
+WIDTH, HEIGHT = 760, 758
 BOX_WIDTH, BOX_HEIGHT = 150, 38
 LINE = 15  # pixels from one line of a label to the next
 
@@ -84,11 +84,12 @@ CORNERS: dict[UpdateState, tuple[int, int]] = {
     UpdateState.VERIFYING: (60, 264),
     UpdateState.STAGING: (60, 332),
     UpdateState.TESTING: (60, 400),
-    UpdateState.ACTIVATING: (60, 496),
-    UpdateState.PROBATION: (60, 564),
-    UpdateState.COMMITTING: (60, 632),
+    UpdateState.SHADOWING: (60, 468),
+    UpdateState.ACTIVATING: (60, 564),
+    UpdateState.PROBATION: (60, 632),
+    UpdateState.COMMITTING: (60, 700),
     UpdateState.CLEANING: (540, 264),
-    UpdateState.ROLLING_BACK: (540, 564),
+    UpdateState.ROLLING_BACK: (540, 632),
 }
 
 
@@ -107,11 +108,13 @@ ARROWS: dict[tuple[UpdateState, UpdateState], Arrow] = {
     (UpdateState.DOWNLOADING, UpdateState.VERIFYING): Arrow("M135 234V263", 145, 253),
     (UpdateState.VERIFYING, UpdateState.STAGING): Arrow("M135 302V331", 145, 321),
     (UpdateState.STAGING, UpdateState.TESTING): Arrow("M135 370V399", 145, 389),
-    (UpdateState.TESTING, UpdateState.ACTIVATING): Arrow("M135 438V495", 145, 466),
-    (UpdateState.ACTIVATING, UpdateState.PROBATION): Arrow("M135 534V563", 145, 553),
-    (UpdateState.PROBATION, UpdateState.COMMITTING): Arrow("M135 602V631", 145, 621),
-    (UpdateState.COMMITTING, UpdateState.CLEANING): Arrow("M210 651H725V283H691", 400, 645),
-    (UpdateState.ROLLING_BACK, UpdateState.CLEANING): Arrow("M615 564V303", 625, 440),
+    (UpdateState.TESTING, UpdateState.ACTIVATING): Arrow("M60 419H22V583H59", 28, 540),
+    (UpdateState.TESTING, UpdateState.SHADOWING): Arrow("M72 438V467", 77, 457),
+    (UpdateState.SHADOWING, UpdateState.TESTING): Arrow("M192 468V439", 197, 457),
+    (UpdateState.ACTIVATING, UpdateState.PROBATION): Arrow("M135 602V631", 145, 621),
+    (UpdateState.PROBATION, UpdateState.COMMITTING): Arrow("M135 670V699", 145, 689),
+    (UpdateState.COMMITTING, UpdateState.CLEANING): Arrow("M210 719H725V283H691", 400, 713),
+    (UpdateState.ROLLING_BACK, UpdateState.CLEANING): Arrow("M615 632V303", 625, 440),
     (UpdateState.IDLE, UpdateState.CLEANING): Arrow("M211 46H628V263", 440, 104, centre=True),
     (UpdateState.CLEANING, UpdateState.IDLE): Arrow("M640 264V35H211", 425, 28, centre=True),
     (UpdateState.CLEANING, UpdateState.RESOLVING): Arrow("M590 264V147H211", 340, 141),
@@ -142,23 +145,24 @@ GROUPS = (
             UpdateState.VERIFYING,
             UpdateState.STAGING,
             UpdateState.TESTING,
+            UpdateState.SHADOWING,
         ),
         UpdateState.CLEANING,
         ("active slot", "not touched"),
-        432,
-        (40, 110, 280, 338),
+        500,
+        (40, 110, 280, 406),
         Arrow("M320 283H539", 430, 277, centre=True),
     ),
     Group(
         (UpdateState.ACTIVATING, UpdateState.PROBATION, UpdateState.COMMITTING),
         UpdateState.ROLLING_BACK,
         ("new bundle", "answers"),
-        520,
-        (40, 478, 280, 202),
-        Arrow("M320 583H539", 430, 577, centre=True),
+        588,
+        (40, 546, 280, 202),
+        Arrow("M320 651H539", 430, 645, centre=True),
     ),
 )
-ANY_STATE = Arrow("M456 500L556 563", 440, 545)
+ANY_STATE = Arrow("M456 568L556 631", 440, 613)
 
 STYLE = (
     ".t{font:600 14px system-ui,sans-serif;fill:#1d2b38;text-anchor:middle}"
@@ -196,7 +200,7 @@ def picture() -> str:
     for edge, labels in single.items():
         parts += _arrow(ARROWS[edge], labels)
     parts += _arrow(ANY_STATE, [Damaged.__name__], before_line=False)
-    parts.append('<text x="415" y="495" class="s">any state</text>')
+    parts.append('<text x="415" y="563" class="s">any state</text>')
     parts.append('<circle cx="18" cy="35" r="6" fill="#1d2b38"/><path d="M24 35H59" class="a" marker-end="url(#e)"/>')
     for state, (x, y) in CORNERS.items():
         parts.append(

@@ -25,6 +25,7 @@ from device_agents.deployment import (
     Proved,
     Resolved,
     RolledBack,
+    Shadowed,
     Staged,
     Tested,
     UpdateRecord,
@@ -43,6 +44,7 @@ def deployment(release: int, assignment: int = 1) -> Deployment:
 
 
 OLD, NEW, NEWER = deployment(1), deployment(2), deployment(3, 2)
+BESIDE = msgspec.structs.replace(NEW, shadow=100, shadow_seconds=60)  # NEW, to be compared first
 EARLY, LATE = 1.0, 1e6  # before and after the end of a deployment's time
 INSTALLED_OLD = Installed("a", OLD.digest, OLD.version, OLD.release)
 OUTCOMES = {
@@ -51,6 +53,7 @@ OUTCOMES = {
     Effect.VERIFY: Verified,
     Effect.STAGE: Staged,
     Effect.TEST: Tested,
+    Effect.SHADOW: Shadowed,
     Effect.ACTIVATE: Activated,
     Effect.WATCH: Watched,
     Effect.PROBE: Proved,

@@ -7,6 +7,7 @@ import pytest
 from device_agents.deployment import Booted, DeadlinePassed, Effect, UpdateState
 from device_agents.update.machine import _INDEX, Row
 from tests.machines.explorer import (
+    BESIDE,
     EARLY,
     INSTALLED_OLD,
     LATE,
@@ -67,8 +68,18 @@ def test_every_world_can_return_to_idle(installed):
 
 def test_every_state_is_reached():
     """No row of the table is there for nothing."""
-    worlds = explored(INSTALLED_OLD, (OLD, NEW, NEWER))
+    worlds = explored(INSTALLED_OLD, (OLD, NEW, NEWER)) | explored(INSTALLED_OLD, (BESIDE, NEW))
     assert {world.state.name for world in worlds} == set(UpdateState)
+
+
+def test_a_bundle_that_is_only_compared_is_never_activated():
+    """Whatever happens to the device. Once an assignment lets it be activated, it is, and there is no dead end."""
+    compared = explored(INSTALLED_OLD, (BESIDE,))
+    assert {world.active for world in compared} == {OLD.digest}
+    assert UpdateState.ACTIVATING not in {world.state.name for world in compared}
+    released = explored(INSTALLED_OLD, (BESIDE, NEW))
+    assert {world.active for world in at_rest(released)} == {OLD.digest, NEW.digest}
+    assert can_return_to_idle(compared | released, machine())
 
 
 @pytest.mark.parametrize("state", [UpdateState.PROBATION, UpdateState.ACTIVATING])

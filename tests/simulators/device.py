@@ -7,11 +7,14 @@ import random
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import msgspec
+
 from device_agents.agent import Agent, AgentParts
 from device_agents.condition.rules import Condition
 from device_agents.control.link import presence_will
 from device_agents.deployment import Limits, UpdateState
 from device_agents.options import AgentOptions, AgentTimings
+from device_agents.shadow import ShadowTask
 from device_agents.storage.journal import Journal
 from edgekit.bundle.manifest import BLOCK_BYTES, Manifest
 from edgekit.clock import SystemClock
@@ -154,6 +157,7 @@ class FakeInference:
         self.failing, self.errors = 10, 0
         self.growing: list[Grown] = []
         self.sketches: dict = {}
+        self._shadowed: dict[str, messages.Shadow] = {}
 
     async def activate(self, model: str, manifest: Manifest, folder: Path, *, compare: bool = True) -> None:
         """See the protocol."""
@@ -179,6 +183,19 @@ class FakeInference:
     def behaviour(self, model: str) -> dict[str, messages.Behaviour]:
         """See the protocol."""
         return {}
+
+    async def shadow(self, model: str, manifest: Manifest, folder: Path, task: ShadowTask) -> None:
+        """See the protocol. There are no requests, so the comparison ends when its time is over."""
+        self._shadowed[model] = task.counts.message(manifest.digest)
+        if not task.counts.ended:
+            await asyncio.sleep(task.seconds)
+            counts = msgspec.structs.replace(task.counts, ended=messages.SHADOW_TIME)
+            self._shadowed[model] = counts.message(manifest.digest)
+            await task.note(counts)
+
+    def shadowed(self, model: str) -> messages.Shadow | None:
+        """See the protocol."""
+        return self._shadowed.get(model)
 
     def provider(self, model: str) -> str:
         """See the protocol."""

@@ -33,7 +33,7 @@ def live_lines(rollout: Rollout, now: float, *, height: int, signs: str = BLOCKS
     lines += _wave_lines(rollout, signs)
     lines.append(counts_of(rollout))
     lines += [gate_text(view) for view in gate_views(rollout)]
-    found = [(name, one) for name, one in sorted(rollout.devices.items()) if one.state in NEEDS_A_LOOK]
+    found = [(name, one) for name, one in sorted(rollout.devices.items()) if _needs_a_look(one)]
     room = max(1, height - len(lines) - 2)
     width = max((len(name) for name, _ in found[:room]), default=0)
     for name, progress in found[:room]:
@@ -41,6 +41,10 @@ def live_lines(rollout: Rollout, now: float, *, height: int, signs: str = BLOCKS
     if len(found) > room:
         lines.append(f"  and {len(found) - room} more; all: edgekit rollout status {rollout.id}")
     return lines
+
+
+def _needs_a_look(progress: DeviceProgress) -> bool:
+    return progress.state in NEEDS_A_LOOK or (progress.shadowing and progress.state in IN_FLIGHT)
 
 
 def _wave_lines(rollout: Rollout, signs: str) -> list[str]:

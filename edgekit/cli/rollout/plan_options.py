@@ -12,7 +12,7 @@ from edgekit.cli.common.console import usage
 from edgekit.cli.common.numbers import Number, Seconds, Whole
 from edgekit.cli.common.selection import parse_cohort
 from edgekit.rollout.gates import parse_gate
-from edgekit.rollout.plan import AT_START, BEFORE_WAVES, PAUSE, RETURN, RolloutPlan, parse_waves
+from edgekit.rollout.plan import AT_START, BEFORE_WAVES, MAX_SHADOW, PAUSE, RETURN, RolloutPlan, parse_waves
 
 DEFAULTS = RolloutPlan()
 _OPTIONS = (
@@ -86,7 +86,24 @@ _OPTIONS = (
         multiple=True,
         metavar="GATE",
         help="Stop when the new model behaves worse than the previous one of the same devices: outcome, errors, "
-        "fallback or 'latency 50ms'; with a margin 'outcome drop <= 0.02' (may be repeated).",
+        "fallback or 'latency 50ms'; with a margin 'outcome drop <= 0.02'. agreement:0.95 stops, before any device "
+        "activates it, when fewer answers of --shadow agree (may be repeated).",
+    ),
+    click.option(
+        "--shadow",
+        type=Whole(min=0, max=MAX_SHADOW),
+        default=DEFAULTS.shadow,
+        show_default=True,
+        metavar="INPUTS",
+        help="Each device first runs the new model beside its active one, which answers, on this many inputs.",
+    ),
+    click.option(
+        "--shadow-for",
+        type=Seconds(min=1),
+        default=DEFAULTS.shadow_seconds,
+        show_default=True,
+        metavar="SECONDS",
+        help="Longest time of that comparison on a device; also as 15m, 2h or 7d.",
     ),
     click.option(
         "--soak",
@@ -122,6 +139,8 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 gates=tuple(parse_gate(gate) for gate in values.pop("gates")),
                 soak_seconds=values.pop("soak"),
                 on_failure=values.pop("on_failure"),
+                shadow=values.pop("shadow"),
+                shadow_seconds=values.pop("shadow_for"),
                 consent=values.pop("consent"),
                 window=values.pop("window"),
                 approval=values.pop("approval") or "",

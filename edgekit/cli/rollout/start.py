@@ -66,6 +66,7 @@ def start(
       edgekit rollout start digits 1.1.0 --waves 1,10%,100% --label site=north
       edgekit rollout start digits 2.0.0 --filter 'label.site in (north, west) and version(digits) < 2.0'
       edgekit rollout start digits 2.0.0 --gate outcome --gate 'latency 50ms' --soak 1h --on-failure return
+      edgekit rollout start digits 2.0.0 --shadow 500 --gate agreement:0.95 --shadow-for 2d
     """
     settings = control_settings()
     cohort = parse_cohort(targets, labels, filter_text)
@@ -102,6 +103,9 @@ def _note_exceptions(planned: Planned) -> None:
         note(f"no bundle for {target}: {count_of_devices(count)} skipped until one is published")
     for target, old in planned.too_old.items():
         note(f"{target}: {old.message}")
+    if planned.unable:
+        names = ", ".join([*planned.unable[:MAX_SHOWN], *["..."] * (len(planned.unable) > MAX_SHOWN)])
+        note(f"{count_of_devices(len(planned.unable))} cannot compare and will get it last: {names}")
     if planned.ignoring:
         note(planned.ignoring.message)
     for device, reason in sorted(planned.refusals.items())[:MAX_SHOWN]:

@@ -8,6 +8,7 @@ from edgekit.bounds import MAX_DATE
 from edgekit.cli.common.console import printable
 from edgekit.rollout.gate_watch import gate_views
 from edgekit.rollout.progress import counts_text, gate_text
+from edgekit.rollout.shadowing import shadow_text
 from edgekit.rollout.values import DeviceProgress, DeviceState, Rollout, RolloutState
 
 
@@ -45,7 +46,7 @@ def device_text(rollout: Rollout, progress: DeviceProgress) -> str:
     if progress.state is DeviceState.WAITING:
         return f"{reason}, since {time_text(progress.waiting_since)}"
     if not progress.late:
-        return reason
+        return "; ".join(part for part in (reason, printable(shadow_text(progress, rollout.plan))) if part)
     before = progress.verdict.name if progress.verdict else ""
     then = f"was {before} {time_text(progress.verdict_at)}"
     if progress.verdict_reason:

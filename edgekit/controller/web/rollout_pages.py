@@ -21,6 +21,7 @@ from edgekit.errors import AuthorError, EdgekitError
 from edgekit.registry import CatalogueEntry
 from edgekit.rollout.gate_watch import gate_views
 from edgekit.rollout.progress import WaveProgress, duration, seconds_left, wave_progress
+from edgekit.rollout.shadowing import shadow_text
 from edgekit.rollout.values import (
     UNDECIDED,
     Aborted,
@@ -46,7 +47,7 @@ MAX_ESTIMATED = 500  # devices up to which a page reads all of them to estimate 
 
 _NAMES = ("model", "version", "filter", "downgrade", "waves", "success_threshold", "error_threshold", "min_failures",
           "device_deadline_seconds", "max_wait_seconds", "gates", "soak_seconds", "on_failure",
-          "canaries", "approval")  # fmt: skip
+          "canaries", "approval", "shadow", "shadow_seconds")  # fmt: skip
 _OPTIONAL = ("gates", "canaries", "approval")
 _FIELDS = (
     ("waves", "Waves", "Sizes counted from the start, as shares or numbers of devices; the last one is 100%."),
@@ -62,9 +63,15 @@ _FIELDS = (
     (
         "gates",
         "Gates (optional)",
-        "Stops where the new model is worse: outcome, errors, fallback, latency 50ms.",
+        "Stops where the new model is worse: outcome, errors, fallback, latency 50ms, agreement:0.95 (needs shadow).",
     ),
     ("soak_seconds", "Soak in seconds", "Each wave is watched for so long after its devices have succeeded."),
+    (
+        "shadow",
+        "Shadow inputs",
+        "Each device first runs the new model beside its active one on so many inputs.",
+    ),
+    ("shadow_seconds", "Longest shadow in seconds", "A device without that many inputs stops comparing after this."),
     ("on_failure", "On failure", "pause; or return: end the rollout, and give every device what it had before."),
     ("canaries", "Canaries (optional)", "A filter: these devices come first, as a wave of their own."),
     ("approval", "Approval (optional)", "start: someone approves the first wave; waves: someone approves each wave."),
@@ -196,7 +203,7 @@ def _one(visit: Visit) -> Response:
         **values,
         state=query.state.value if query.state else "",
         names={one.value: one.name.lower().replace("_", " ") for one in _ORDER},
-        members=members,
+        members=[(name, one, shadow_text(one, rollout.plan)) for name, one in members],
         next_after=members[-1][0] if more else "",
         cohort=rollout.cohort.text,
         ended=rollout.ended,
@@ -303,6 +310,9 @@ def _command(request: RolloutRequest) -> str:
     words += ["--canaries", request.canaries] if request.canaries else []
     words += ["--approval", request.approval] if request.approval else []
     words += ["--soak", f"{request.soak_seconds:g}"] if request.soak_seconds else []
+    words += ["--shadow", str(request.shadow)] if request.shadow else []
+    differs = request.shadow_seconds != DEFAULTS.shadow_seconds
+    words += ["--shadow-for", f"{request.shadow_seconds:g}"] if differs else []
     words += ["--on-failure", request.on_failure] if request.on_failure != DEFAULTS.on_failure else []
     return shlex.join(words)
 

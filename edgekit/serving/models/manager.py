@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections import ChainMap
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+
+import msgspec
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import EdgekitError, NotFoundError, RuntimeLoadError
@@ -62,9 +65,14 @@ class ModelManager:
         self._load, self._options, self._prepare, self._clock = load, options, prepare, clock
         self.progress = LoadProgress(clock)
         self._models: dict[str, Model] = {}
+        self._aside: dict[str, Model] = {}  # bundles beside the active ones; they answer no request
         footprints = footprints or MemoryFootprints()
         self._budget = MemoryBudget(
-            self._models, self._unload, budget_bytes=budget_bytes, footprints=footprints, clock=clock
+            ChainMap(self._models, self._aside),
+            self._unload,
+            budget_bytes=budget_bytes,
+            footprints=footprints,
+            clock=clock,
         )
         self._measuring = asyncio.Lock()  # one load at a time, so that the growth of the process is one model's
 
@@ -127,6 +135,40 @@ class ModelManager:
             model.bytes = 0
             if session is not None:
                 await self._close(session)
+
+    @contextlib.asynccontextmanager
+    async def aside(self, name: str, manifest: Manifest, folder: Path, load: Load) -> AsyncIterator[Model]:
+        """A bundle that is loaded beside the active one of a model, and answers no request.
+
+        Its memory counts for the budget. No model is unloaded for it, and it is unloaded first when another one needs
+        its memory; then its `session` is None.
+
+        Args:
+            name: Name of a model with a bundle.
+            manifest, folder: The bundle to load.
+            load: Opens its runtime.
+
+        Raises:
+            NotFoundError: the model has no bundle.
+            MemoryBudgetError: both do not fit.
+            EdgekitError: any error of the load.
+        """
+        model = self._models.get(name)
+        if model is None or model.bundle is None:
+            raise NotFoundError(f"there is no local model {name!r}")
+        options = msgspec.structs.replace(model.options, instances=1, batch=1, pinned=False)
+        key = f"{name} {manifest.version} aside"  # no model has a name with a blank
+        aside = self._aside[key] = Model(key, options, aside=True)
+        try:
+            await self._budget.reserve_aside(model, aside, manifest)
+            aside.serve(await self._open(aside, manifest, folder, load=load))
+            aside.used_at = 0.0
+            yield aside
+        finally:
+            self._aside.pop(key, None)
+            session = aside.release()
+            if session is not None:
+                await asyncio.shield(self._close(session))
 
     # --- sessions for requests
 
@@ -202,18 +244,20 @@ class ModelManager:
 
     # --- loading and unloading
 
-    async def _open(self, model: Model, manifest: Manifest, folder: Path, check: Check | None = None) -> Session:
+    async def _open(
+        self, model: Model, manifest: Manifest, folder: Path, check: Check | None = None, load: Load | None = None
+    ) -> Session:
         """Load, warm and check a bundle, and note its memory."""
         started = self._clock()
         try:
-            if self._prepare is not None:
+            if self._prepare is not None and load is None:
                 await asyncio.to_thread(self._prepare, manifest)
             async with self.progress.report(model.name), self._measuring:
                 before = await asyncio.to_thread(rss_bytes)
                 session = await Session.open(
                     manifest,
                     folder,
-                    self._load,
+                    load or self._load,
                     queue_limit=model.options.queue_limit,
                     instances=model.options.instances,
                     clock=self._clock,

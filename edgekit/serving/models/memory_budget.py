@@ -9,6 +9,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import msgspec
+
 from edgekit.bundle.manifest import ROLE_MODEL, Manifest
 from edgekit.serving.models.memory_growth import Grown, GrowthNotifier, measure_all, measure_workers
 from edgekit.serving.models.memory_plan import LoadedModel, MemoryBudgetError, estimate_bytes, plan
@@ -25,7 +27,7 @@ class MemoryBudget:
     """Reserves memory for models before they are loaded, and unloads others to make room.
 
     Args:
-        models: All models of the server by name.
+        models: All models of the server by name, and the bundles that are loaded aside.
         unload: Unloads a model.
         budget_bytes: For all models together; 0 for no limit.
         footprints: Measurements of earlier loads.
@@ -69,6 +71,21 @@ class MemoryBudget:
             return False
         await self.reserve(model, manifest, urgent=True, keep_old=True)
         return True
+
+    async def reserve_aside(self, model: Model, aside: Model, manifest: Manifest) -> None:
+        """Reserve memory for a bundle beside the active one of `model`; no model is unloaded for it.
+
+        Raises:
+            MemoryBudgetError: they do not fit together, or `swap` says that the model's bundles never do.
+        """
+        async with self._planning:
+            if self._budget_bytes:
+                await measure_workers(self._models.values())
+            if model.options.swap == "unload-first":
+                raise MemoryBudgetError(f"two bundles of model {model.name} are never loaded together (unload-first)")
+            if not self._fits_beside(aside, manifest):
+                raise MemoryBudgetError(f"two bundles of model {model.name} do not fit into the memory budget")
+            aside.reserved = self._expected_bytes(aside, manifest)
 
     async def reserve(self, model: Model, manifest: Manifest, *, urgent: bool, keep_old: bool = False) -> float | None:
         """Unload models where needed, and reserve the memory of a bundle until it is loaded.
@@ -124,10 +141,13 @@ class MemoryBudget:
         # process at least the size of the artifact.
         least = 0 if own_process is not None else session.manifest.file(ROLE_MODEL).size
         each = max(-(-grown // copies), least, self._footprints.get(digest) or 0)
-        await asyncio.to_thread(self._footprints.put, digest, each)
+        if not model.aside:  # a process of its own has another size than the model where it will answer
+            await asyncio.to_thread(self._footprints.put, digest, each)
         async with self._planning:
             # Models that are being loaded are left out: they are measured and recorded themselves.
             loaded = [one for one in self._others(model) if self._models[one.name].session is not None]
+            if model.aside:
+                loaded = [msgspec.structs.replace(one, pinned=True) for one in loaded]
             memory_plan = plan(
                 model.name, each * copies, loaded, budget=self._budget_bytes, now=self._clock(), urgent=True
             )

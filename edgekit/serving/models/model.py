@@ -18,6 +18,7 @@ class Model:
 
     Attributes:
         name, options: Name, and how it is served.
+        aside: True for a bundle beside the active one that answers no request.
         bundle: Manifest and folder of the bundle; None where there is none.
         session: Answers requests; None while the model is unloaded. Use it before the next await.
         last: The last session, which describes an unloaded model; closed where it is not `session`.
@@ -33,8 +34,8 @@ class Model:
         failed_at, failure: Time and message of the last failed load.
     """
 
-    def __init__(self, name: str, options: ModelOptions) -> None:
-        self.name, self.options = name, options
+    def __init__(self, name: str, options: ModelOptions, *, aside: bool = False) -> None:
+        self.name, self.options, self.aside = name, options, aside
         self.bundle: tuple[Manifest, Path] | None = None
         self.session: Session | None = None
         self.last: Session | None = None

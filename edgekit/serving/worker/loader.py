@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -13,10 +15,12 @@ from edgekit.runtimes import ONNXRUNTIME, import_library, open_runtime
 from edgekit.runtimes.providers import GPU, Acceleration
 from edgekit.sealing.opening import keyring_paths
 from edgekit.serving.models.options import ModelOptions
-from edgekit.serving.worker.runtime import WorkerRuntime
+from edgekit.serving.worker.runtime import OPEN_RUNTIME, WorkerRuntime
 from edgekit.versions import version_of
 
 _GPU_DISTRIBUTION = "onnxruntime-gpu"
+LOW_PRIORITY = "edgekit.serving.worker.loader:open_at_low_priority"
+_NICENESS = 19  # the least share of the processor
 
 
 class Loader:
@@ -44,6 +48,13 @@ class Loader:
         """Open a bundle. Raises as `open_runtime` and `WorkerRuntime`."""
         if not self.is_isolated(manifest):
             return open_runtime(manifest, folder, threads=self._threads, acceleration=self._wanted)
+        return self._in_worker(manifest, folder, OPEN_RUNTIME)
+
+    def aside(self, manifest: Manifest, folder: Path) -> Runtime:
+        """Open a bundle in a process of the lowest priority, so that it neither delays nor harms this one."""
+        return self._in_worker(manifest, folder, LOW_PRIORITY)
+
+    def _in_worker(self, manifest: Manifest, folder: Path, loader: str) -> Runtime:
         options = {"threads": self._threads, "acceleration": msgspec.to_builtins(self._wanted)}
         if manifest.sealed is not None:
             options["class_keys"] = [str(path) for path in keyring_paths()]
@@ -51,6 +62,7 @@ class Loader:
             manifest,
             folder,
             options=options,
+            loader=loader,
             run_seconds=self._options(manifest.name).run_timeout_seconds,
         )
 
@@ -69,3 +81,9 @@ class Loader:
         if self._wanted.providers:
             return any(provider in GPU for provider in self._wanted.providers)
         return version_of(_GPU_DISTRIBUTION) is not None  # its GPU providers are then preferred
+
+
+def open_at_low_priority(manifest: Manifest, folder: Path, **options: Any) -> Runtime:
+    """Open a bundle after lowering the priority of this process. Raises as `open_runtime`."""
+    os.nice(_NICENESS)
+    return open_runtime(manifest, folder, **options)
