@@ -7,9 +7,11 @@ starts at 1, so it ever reaches a limit with a probability of at most ``1 / limi
 it is looked at. Several bets share the capital, because the size of a drop is not known. See Waudby-Smith and Ramdas,
 "Estimating means of bounded random variables by betting", JRSS B 86(1), 2024.
 
-A device that lies could bring any capital. So up to DROPPED_SHARE of the devices (rounded up) do not count: those whose
-own capital is the largest, where it is more than their part of `tolerated`. Then devices that lie, if they are not more
-than these, raise the capital by a factor of at most `tolerated`, and those that lie plainly by nothing.
+A device that lies could bring any capital. So of up to DROPPED_SHARE of the devices (rounded up), those with the
+largest capital of their own, no more than TOLERATED counts in all. Then devices that lie, if they are not more than
+these, raise the capital by a factor of at most TOLERATED, and honest devices lose nothing up to there. Devices among
+them that are plainly worse (`_is_plain`) do not count at all: that is a lie, or a fault of the device alone. A model
+that is worse everywhere is plainly worse on more devices than these.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-LIMIT = 30.0  # more than 1 / 0.05: the rest is for devices that lie
+LIMIT = 24.0  # more than 1 / 0.05: the rest is for devices that lie
 DROPPED_SHARE = 0.02
+TOLERATED = 3.0
+PLAIN_PAIRS, PLAIN_SHARE = 2, 0.3  # more bad observations than expected, in all and for each observation
 BETS = (0.08, 0.24, 0.6)
 CAPITAL = (0.07, 0.83, 0.10)  # shares of the bets
 SHARE_BETS = (0.5, 2.0, 8.0)  # for observations of one model, see `weigh_share`
@@ -35,7 +39,7 @@ class Evidence(NamedTuple):
 
     Attributes:
         value: The capital, (...,); from LIMIT on the new model is worse.
-        dropped: Number of devices that do not count, for the bet with the most capital, (...,).
+        dropped: Number of devices that do not count at all, for the bet with the most capital, (...,).
     """
 
     value: npt.NDArray[np.float64]
@@ -46,23 +50,27 @@ def weigh(worse: Counts, equal: Counts, better: Counts, margin: float = 0.0) -> 
     """The evidence that the new model is worse by more than the margin.
 
     Args:
-        worse, equal, better: Pairs of each device, as in `gate_pairs.Pairs`, (..., devices).
+        worse, equal, better: Pairs of each device, as in `gate_pairs.Pairs`, (..., devices); also of those without any.
         margin: The share may fall by this much, 0 to less than 1.
     """
     counts = (np.asarray(worse), np.asarray(equal), np.asarray(better))
+    plain = _is_plain(counts[0] - counts[2], counts[0] + counts[1] + counts[2], margin)
     bets = [bet / (1 + margin) for bet in BETS]
     factors = [[np.log1p(bet * (difference - margin)) for difference in (1.0, 0.0, -1.0)] for bet in bets]
-    return _merged(counts, factors, CAPITAL)
+    return _merged(counts, factors, CAPITAL, plain)
 
 
 def weigh_share(found: Counts, others: Counts, most: float) -> Evidence:
     """The evidence that the share of what was found is larger than `most`.
 
     Args:
-        found, others: Observations of each device in which it was found, and the others, (..., devices).
+        found, others: Observations of each device in which it was found, and the others, (..., devices); also of those
+            without any.
         most: 0 to less than 1.
     """
-    return _merged((np.asarray(found), np.asarray(others)), _share_factors(most), SHARE_CAPITAL)
+    counts = (np.asarray(found), np.asarray(others))
+    plain = _is_plain(counts[0], counts[0] + counts[1], most)
+    return _merged(counts, _share_factors(most), SHARE_CAPITAL, plain)
 
 
 def own_share_evidence(found: int, others: int, most: float) -> float:
@@ -77,39 +85,50 @@ def _share_factors(most: float) -> list[list[float]]:
     return [[float(np.log1p(bet * (1 - most))), float(np.log1p(-bet * most))] for bet in bets]
 
 
-def _merged(counts: tuple[Counts, ...], factors: list[list[float]], shares: tuple[float, ...]) -> Evidence:
-    """The capital of all bets, without the devices that do not count.
+def _merged(
+    counts: tuple[Counts, ...], factors: list[list[float]], shares: tuple[float, ...], plain: npt.NDArray[np.bool_]
+) -> Evidence:
+    """The capital of all bets, without what devices bring that could lie.
 
     Args:
         counts: Observations of each kind, (..., devices).
         factors: For each bet, the logarithm of the factor of each kind.
         shares: Share of the capital of each bet.
+        plain: Devices that are plainly worse, (..., devices).
     """
     seen = (np.add.reduce(counts) > 0).sum(axis=-1)
-    most = np.maximum(1, np.ceil(DROPPED_SHARE * seen - 1e-9)).astype(np.int64)
-    totals, drops = zip(*(_capital(counts, one, most) for one in factors), strict=True)
+    totals, drops = zip(*(_capital(counts, one, seen, plain) for one in factors), strict=True)
     logs = np.stack(totals, axis=-1) + np.log(shares)
     best = logs.argmax(axis=-1)[..., None]
     dropped = np.take_along_axis(np.stack(drops, axis=-1), best, axis=-1)[..., 0]
     return Evidence(np.exp(np.minimum(logs, MAX_LOG)).sum(axis=-1), dropped)
 
 
-def tolerated(most: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The factor by which devices that lie may raise the capital, where up to `most` of them do not count."""
-    return 1 + 2 / most
+def _is_plain(excess: Counts, observations: Counts, expected: float) -> npt.NDArray[np.bool_]:
+    """Devices that are plainly worse: their bad observations exceed the expected share by far."""
+    plain: npt.NDArray[np.bool_] = excess > PLAIN_PAIRS + (expected + PLAIN_SHARE) * observations
+    return plain
 
 
 def _capital(
-    counts: tuple[Counts, ...], factors: list[float], most: npt.NDArray[np.int64]
+    counts: tuple[Counts, ...], factors: list[float], seen: npt.NDArray[np.int64], plain: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Logarithm of the capital of one bet without the devices that do not count, and the number of those."""
+    """Logarithm of the capital of one bet as far as it counts, and the number of devices that do not count at all."""
     own: npt.NDArray[np.float64] = np.add.reduce([count * one for count, one in zip(counts, factors, strict=True)])
-    if not own.shape[-1]:
+    devices = own.shape[-1]
+    if not devices:
         return np.zeros(own.shape[:-1]), np.zeros(own.shape[:-1], np.int64)
-    largest = min(int(most.max()), own.shape[-1])
-    if largest == 1:
-        top = own.max(axis=-1, keepdims=True)
-    else:
-        top = -np.sort(-np.partition(own, own.shape[-1] - largest, axis=-1)[..., own.shape[-1] - largest :], axis=-1)
-    out = (np.arange(largest) < most[..., None]) & (top > (np.log(tolerated(most)) / most)[..., None])
-    return own.sum(axis=-1) - np.where(out, top, 0.0).sum(axis=-1), out.sum(axis=-1)
+    most = int(_most(np.asarray(devices)))
+    top = np.argpartition(own, devices - most, axis=-1)[..., devices - most :]
+    top = np.take_along_axis(top, np.argsort(-np.take_along_axis(own, top, axis=-1), axis=-1), axis=-1)
+    largest, is_plain = np.take_along_axis(own, top, axis=-1), np.take_along_axis(plain, top, axis=-1)
+    limited = ~is_plain & (np.arange(most) < _most(seen)[..., None])
+    left_out = np.where(is_plain, largest, 0.0).sum(axis=-1)
+    doubtful = np.where(limited, np.maximum(largest, 0.0), 0.0).sum(axis=-1)
+    return own.sum(axis=-1) - left_out - np.maximum(0.0, doubtful - np.log(TOLERATED)), is_plain.sum(axis=-1)
+
+
+def _most(devices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many of so many devices may lie."""
+    most: npt.NDArray[np.int64] = np.maximum(1, np.ceil(DROPPED_SHARE * devices - 1e-9)).astype(np.int64)
+    return most

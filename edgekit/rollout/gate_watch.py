@@ -23,7 +23,7 @@ class GateView(msgspec.Struct, frozen=True):
         evidence, limit: The new model is worse when the evidence reaches the limit.
         pairs, devices: Number of pairs, and of the devices that they come from. For ``agreement``: inputs compared.
         baseline, candidate: Shares in the pairs, of what `Gate.shown` says, of the previous model and of the new one.
-        dropped: Number of devices that do not count, because a few could decide alone.
+        dropped: Number of devices that do not count, because they are plainly worse than the others.
         failed: True if the evidence reaches the limit.
         accepted: True if an operator resumed the rollout after the gate had failed; it stops nothing any more.
     """
@@ -101,10 +101,7 @@ def failed_gate(rollout: Rollout) -> str:
 
 
 def _view(gate: Gate, devices: Sequence[DeviceProgress], limit: float, *, accepted: bool) -> GateView:
-    if gate.metric == AGREEMENT:
-        pairs = [_agreements(one.shadow) for one in devices if one.shadow is not None and one.shadow.compared]
-    else:
-        pairs = [one.observed.pairs[gate.text] for one in devices if one.observed and gate.text in one.observed.pairs]
+    pairs = [_pairs(gate, one) for one in devices if one.assigned_at]
     counts = np.array([(one.worse, one.equal, one.better) for one in pairs], np.int64).reshape(-1, 3).T
     if gate.metric == AGREEMENT:
         evidence = weigh_share(counts[0], counts[1], gate.margin)
@@ -119,7 +116,7 @@ def _view(gate: Gate, devices: Sequence[DeviceProgress], limit: float, *, accept
         evidence=value,
         limit=limit,
         pairs=total,
-        devices=len(pairs),
+        devices=sum(one.count > 0 for one in pairs),
         baseline=shares[0],
         candidate=shares[1],
         dropped=int(evidence.dropped),
@@ -128,8 +125,11 @@ def _view(gate: Gate, devices: Sequence[DeviceProgress], limit: float, *, accept
     )
 
 
-def _agreements(shadow: Shadow) -> Pairs:
-    """A device's comparison as pairs: the previous model's answer counts as good."""
+def _pairs(gate: Gate, progress: DeviceProgress) -> Pairs:
+    """The pairs of a device. In a comparison of answers, the previous model's count as good."""
+    if gate.metric != AGREEMENT:
+        return progress.observed.pairs.get(gate.text, Pairs()) if progress.observed else Pairs()
+    shadow = progress.shadow or Shadow("")
     agreed = shadow.compared - shadow.differed
     return Pairs(shadow.differed, agreed, 0, shadow.compared, agreed)
 

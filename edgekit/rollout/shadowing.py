@@ -16,6 +16,7 @@ from edgekit.rollout.judging import has_compared
 from edgekit.rollout.plan import RolloutPlan
 from edgekit.rollout.values import DeviceProgress, DeviceState, Rollout
 
+OWN_LIMIT = 5 * LIMIT
 _REASONS = {
     "no-model": "it has no model to compare with",
     "memory": "both models do not fit into its memory",
@@ -46,7 +47,7 @@ def compared(progress: DeviceProgress, running: Running | None) -> DeviceProgres
 def own_failure(progress: DeviceProgress, rollout: Rollout, devices: int) -> str:
     """Why a device alone shows that its answers differ too often, for people; empty if it does not.
 
-    The limit rises with the number of devices, so that all together fail as rarely as half a gate.
+    The limit rises with the number of devices, so that any of them fails as rarely as a fifth of a gate.
 
     Args:
         progress: The device.
@@ -57,7 +58,7 @@ def own_failure(progress: DeviceProgress, rollout: Rollout, devices: int) -> str
     if gate is None or counts is None or not progress.shadowing or gate.text in rollout.accepted_gates:
         return ""
     evidence = own_share_evidence(counts.differed, counts.compared - counts.differed, gate.margin)
-    if evidence < 2 * LIMIT * max(1, devices):
+    if evidence < OWN_LIMIT * max(1, devices):
         return ""
     return f"its answers differ from the active model's on {counts.differed} of {counts.compared} inputs"
 

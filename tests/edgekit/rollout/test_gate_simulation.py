@@ -4,8 +4,9 @@ import math
 from statistics import NormalDist
 
 import numpy as np
+import pytest
 
-from edgekit.rollout.gate_evidence import LIMIT, weigh
+from edgekit.rollout.gate_evidence import BETS, CAPITAL, LIMIT, weigh
 
 RUNS, DEVICES, OF_REPORT = 2000, 50, 5
 BEFORE, WORSE = 0.90, 0.85
@@ -49,8 +50,21 @@ class Fleet:
         return found
 
 
-def gate(fleet):
-    return weigh(fleet.worse, fleet.equal, fleet.better).value >= LIMIT
+def gate(fleet, margin=0.0):
+    """Where the gate stops. Only runs in which all devices together reach the limit are weighed, which is faster."""
+    stops = weigh_all(fleet.worse, fleet.equal, fleet.better, margin) >= LIMIT
+    counts = (one[stops] for one in (fleet.worse, fleet.equal, fleet.better))
+    stops[stops] = weigh(*counts, margin).value >= LIMIT
+    return stops
+
+
+def weigh_all(worse, equal, better, margin=0.0):
+    """The capital where all devices count, which is never less."""
+    counts = [one.sum(axis=-1) for one in (worse, equal, better)]
+    bets = [bet / (1 + margin) for bet in BETS]
+    factors = [[np.log1p(bet * (difference - margin)) for difference in (1, 0, -1)] for bet in bets]
+    logs = [sum(count * one for count, one in zip(counts, of_bet, strict=True)) for of_bet in factors]
+    return (np.exp(np.minimum(np.stack(logs, axis=-1), 300)) * CAPITAL).sum(axis=-1)
 
 
 def naive(fleet):
@@ -81,19 +95,36 @@ def test_an_equal_model_is_rarely_stopped_though_it_is_watched_after_every_repor
     assert np.isfinite(Fleet(same(BEFORE), same(BEFORE)).stopped_at(1500, naive)).mean() >= 0.20
 
 
-def test_a_drop_from_90_to_85_percent_is_found_with_60_percent_of_the_observations_of_a_fixed_size():
+@pytest.mark.parametrize(("devices", "runs"), [(50, RUNS), (100, 500), (200, 500)])
+def test_a_drop_from_90_to_85_percent_is_found_with_60_percent_of_the_observations_of_a_fixed_size(devices, runs):
     """In the median run, with 945 observations of each model for the test of fixed size."""
     needed = fixed_size(BEFORE, WORSE)
     assert 940 < needed < 950
-    found = Fleet(same(BEFORE), same(WORSE), seed=3).stopped_at(1000, gate)
+    found = Fleet(same(BEFORE, devices), same(WORSE, devices), seed=3, runs=runs).stopped_at(600, gate)
     assert np.median(found) <= 0.6 * needed
 
 
-def test_two_percent_of_lying_devices_stop_no_equal_model_and_hide_no_drop():
-    """At most 5 % false stops with 1 of 50 and 2 of 100 devices that call every answer bad; a drop is still found."""
-    for devices, liars in ((50, 1), (100, 2)):
-        equal = Fleet(same(BEFORE, devices), same(BEFORE, devices), liars=liars, seed=4)
-        assert np.isfinite(equal.stopped_at(1500, gate)).mean() <= 0.05
+@pytest.mark.parametrize(("devices", "liars", "runs"), [(50, 1, RUNS), (100, 2, 300), (200, 4, 300)])
+def test_two_percent_of_lying_devices_stop_no_equal_model(devices, liars, runs):
+    """At most 5 % false stops with devices that call every answer bad."""
+    equal = Fleet(same(BEFORE, devices), same(BEFORE, devices), liars=liars, seed=4, runs=runs)
+    assert np.isfinite(equal.stopped_at(1500, gate)).mean() <= 0.05
+
+
+def test_devices_that_lie_with_care_raise_the_capital_threefold_at_most():
+    """Whatever they report, where they are not more than those that may be set apart."""
+    draws = np.random.default_rng(9)
+    for devices, liars in ((50, 1), (120, 3), (200, 4)):
+        counts = [draws.integers(0, 6, size=(200, devices)) for _ in range(3)]
+        honest = [one.copy() for one in counts]
+        for kind, one in enumerate(counts):
+            one[:, :liars] = draws.integers(0, 30, size=(200, liars)) * (kind != 2)
+            honest[kind][:, :liars] = 0
+        assert (weigh(*counts).value <= 3.0001 * weigh_all(*honest)).all()
+
+
+def test_lying_devices_hide_no_drop():
+    """The usual test, repeated, is stopped by one of them."""
     one = Fleet(same(BEFORE), same(BEFORE), liars=1, seed=5, runs=500)
     assert np.isfinite(one.stopped_at(1500, naive)).mean() >= 0.30
     worse = Fleet(same(BEFORE), same(WORSE), liars=1, seed=6, runs=500)
@@ -112,7 +143,7 @@ def test_the_margin_is_allowed():
     """A drop within the margin stops rarely; a larger one is found."""
 
     def with_margin(fleet):
-        return weigh(fleet.worse, fleet.equal, fleet.better, 0.02).value >= LIMIT
+        return gate(fleet, 0.02)
 
     allowed = Fleet(same(BEFORE), same(0.88), seed=7, runs=300)
     assert np.isfinite(allowed.stopped_at(1500, with_margin)).mean() <= 0.05
