@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from edgekit.bounds import MAX_INTEGER, MAX_SECONDS
 from edgekit.bundle.manifest import NAME_PATTERN, VERSION
-from edgekit.controller.planning import Planned, plan_rollout, standing_entries, with_canaries
+from edgekit.controller.planning import Planned, plan_rollout, standing_entries, with_chosen
 from edgekit.errors import SettingsError
 from edgekit.filters import parse_filter
 from edgekit.filters.parsing import MAX_CHARACTERS
@@ -25,6 +25,7 @@ from edgekit.rollout.values import RolloutEvent
 from edgekit.state import DeviceView, FleetPause, FleetState
 from edgekit.state.detail import DeviceDetail, describe_device
 from edgekit.state.overview import Overview
+from edgekit.state.uninstall import Uninstall
 from edgekit.trust.assignment import Entry
 
 DEFAULTS = RolloutPlan()
@@ -231,6 +232,24 @@ class Operations:
         self.state.lifecycle.release(name, self.now)
         return self.device(name)
 
+    def uninstall(self, model: str, names: list[str], *, dry_run: bool = False) -> list[Uninstall]:
+        """Take a model off devices, or with `dry_run` only describe that.
+
+        Raises:
+            NotFoundError: a device is not enrolled, or none has the model.
+            RefusedError: a rollout of the model that has not ended includes one of the devices.
+        """
+        table = self.state.uninstall
+        return table.plan(model, names) if dry_run else table.run(model, names, self.now)
+
+    def uninstall_selected(self, model: str, text: str, *, dry_run: bool) -> list[Uninstall]:
+        """As `uninstall`, for the devices that a filter selects. Raises as `uninstall` and `cohort`."""
+        cohort = self.cohort(text)
+        views = self.state.devices.views(self.now, self.state.offline_after_seconds, cohort=cohort)
+        if not views:
+            raise self.state.nobody(cohort)
+        return self.uninstall(model, [view.device for view in views], dry_run=dry_run)
+
     def pause(self, paused: bool, reason: str = "") -> FleetPause:
         """Pause or resume the fleet. Raises RefusedError if it is so already."""
         return self.state.pause.set(paused, self.now, reason=reason)
@@ -267,7 +286,7 @@ class Operations:
             raise self.state.nobody(cohort)
         if request.canaries:
             plan = msgspec.structs.replace(plan, canaries=self.cohort(request.canaries))
-            plan = with_canaries(self.state, plan, members, self.now)
+        plan = with_chosen(self.state, plan, members, self.now)
         with self._registry_lock:
             self._reader.refresh()
             planned, entries = plan_rollout(

@@ -12,6 +12,7 @@ from edgekit.bundle.readers import TooOld, too_old
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.registry import RegistryReader, Release
 from edgekit.rollout.agent_needs import SHADOW, SINCE, Ignoring, can_shadow, ignoring, plan_needs
+from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.plan import RETURN, RolloutPlan, Wave
 from edgekit.rollout.preflight import refusal
 from edgekit.trust.assignment import Entry
@@ -103,8 +104,8 @@ def plan_rollout(
     return planned, entries
 
 
-def with_canaries(state: FleetState, plan: RolloutPlan, members: Sequence[DeviceView], now: float) -> RolloutPlan:
-    """The plan with a first wave of its canaries, where it names some.
+def with_chosen(state: FleetState, plan: RolloutPlan, members: Sequence[DeviceView], now: float) -> RolloutPlan:
+    """The plan with the sizes of the waves that are filters, and a first wave of its canaries, where it names some.
 
     Args:
         state: The fleet.
@@ -113,19 +114,35 @@ def with_canaries(state: FleetState, plan: RolloutPlan, members: Sequence[Device
         now: Wall clock seconds.
 
     Raises:
-        NotFoundError: no device of the rollout is a canary.
-        SettingsError: the waves after the canaries do not rise.
+        NotFoundError: no device of the rollout is a canary, or a wave adds none.
+        SettingsError: a filter cannot be read, or the waves after these do not rise.
     """
-    if plan.canaries is None:
-        return plan
-    found = state.devices.views(now, state.offline_after_seconds, cohort=plan.canaries)
-    count = len({device.device for device in found} & {device.device for device in members})
-    if not count:
-        raise NotFoundError(
-            f"no device of the rollout matches the canaries, {plan.canaries.text}",
-            advice="See: edgekit device list --filter FILTER",
-        )
-    return msgspec.structs.replace(plan, waves=(Wave(count=count), *plan.waves))
+    waves: list[Wave] = []
+    reached: set[str] = set()
+    names = {device.device for device in members}
+    if plan.canaries is not None:
+        reached = _matching(state, plan.canaries, now) & names
+        if not reached:
+            raise _no_device(f"matches the canaries, {plan.canaries.text}")
+        waves.append(Wave(count=len(reached)))
+    for wave in plan.waves:
+        if wave.cohort is not None:
+            cohort = state.groups.resolved(wave.cohort)
+            added = (_matching(state, cohort, now) & names) - reached
+            if not added:
+                raise _no_device(f"is in the wave {wave.text} and in no wave before it")
+            reached |= added
+            wave = Wave(count=len(reached), cohort=cohort)
+        waves.append(wave)
+    return msgspec.structs.replace(plan, waves=tuple(waves))
+
+
+def _matching(state: FleetState, cohort: Cohort, now: float) -> set[str]:
+    return {one.device for one in state.devices.views(now, state.offline_after_seconds, cohort=cohort)}
+
+
+def _no_device(which: str) -> NotFoundError:
+    return NotFoundError(f"no device of the rollout {which}", advice="See: edgekit device list --filter FILTER")
 
 
 def standing_entries(reader: RegistryReader, model: str, version: str, channel: str) -> dict[str, Entry]:

@@ -36,6 +36,7 @@ def judge(progress: DeviceProgress, status: DeviceStatus, now: float) -> DeviceP
             digest=status.digest,
             old_outcome=at,
             canary=canary,
+            chosen=progress.chosen if status.chosen is None else status.chosen,
             can_shadow=progress.can_shadow or status.can_shadow,
         )
     if _runs(progress, status):

@@ -314,8 +314,16 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
 
 
 def _next_devices(rollout: Rollout, pending: list[str], room: int) -> list[str]:
-    """The devices of a wave, canaries first. Those that cannot compare come last, when nobody compares any more."""
-    order = sorted(wave_order(rollout.id, pending), key=lambda name: not rollout.devices[name].canary)
+    """The devices of a wave: canaries first, then those of waves that are filters.
+
+    Those that cannot compare, where the plan asks for it, come last, when nobody compares any more.
+    """
+
+    def rank(name: str) -> tuple[bool, float]:
+        one = rollout.devices[name]
+        return not one.canary, math.inf if one.chosen is None else one.chosen
+
+    order = sorted(wave_order(rollout.id, pending), key=rank)
     if not rollout.plan.shadow:
         return order[:room]
     able = [name for name in order if rollout.devices[name].can_shadow]

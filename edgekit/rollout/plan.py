@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import msgspec
 
@@ -20,10 +21,12 @@ class Wave(msgspec.Struct, frozen=True):
     Attributes:
         share: Share of all devices, above 0 and up to 1; used where `count` is 0.
         count: Number of devices; 0 for none.
+        cohort: The devices that the wave adds; `count` is then set when the rollout is planned. None for any.
     """
 
     share: float = 0.0
     count: int = 0
+    cohort: Cohort | None = None
 
     def limit(self, devices: int) -> int:
         """Number of devices that may have the assignment, of `devices`; at least one, so that a small fleet starts."""
@@ -31,10 +34,15 @@ class Wave(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """As people write it: ``10%`` or ``5``."""
+        """As people write it: ``10%``, ``5`` or ``label.ring == 0``."""
+        if self.cohort is not None:
+            return self.cohort.filter
         return str(self.count) if self.count else f"{self.share * 100:g}%"
 
 
+# Parts between commas that are neither in brackets nor in quotes.
+_PART = re.compile(r"""(?:[^,('"]|\([^)]*\)|'[^']*'|"[^"]*"|[('"])+""")
+_FILTER = re.compile(r"[=!<>(]|\bin\b|^(?:online|offline|waiting)$")
 PAUSE, RETURN = "pause", "return"
 AT_START, BEFORE_WAVES = "start", "waves"
 MAX_SHADOW = 1_000_000  # inputs of one device
@@ -87,11 +95,17 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         faults = []
         if not self.waves or self.waves[-1].count or self.waves[-1].share != 1.0:
             faults.append("the last wave must be 100%")
+        chosen = [wave.cohort is not None and not wave.count for wave in self.waves]
+        if chosen != sorted(chosen, reverse=True):
+            faults.append("waves that are filters come before sizes")
         for wave in self.waves:
+            if wave.cohort is not None and not wave.count:
+                continue  # its size is not known yet
             if not 0 <= wave.count <= MAX_INTEGER or not (wave.count or 0 < wave.share <= 1):
                 faults.append(f"wave {wave.text} is neither a share above 0% up to 100% nor a count")
         for unit in ("share", "count"):
-            sizes = [getattr(wave, unit) for wave in self.waves if bool(wave.count) == (unit == "count")]
+            sized = [wave for wave in self.waves if wave.count or wave.cohort is None]
+            sizes = [getattr(wave, unit) for wave in sized if bool(wave.count) == (unit == "count")]
             if any(later <= sooner for sooner, later in itertools.pairwise(sizes)):
                 faults.append("waves must rise")
         for name in ("success_threshold", "error_threshold"):
@@ -137,18 +151,23 @@ class RolloutPlan(msgspec.Struct, frozen=True):
 
 
 def parse_waves(text: str) -> tuple[Wave, ...]:
-    """Waves as people write them: ``10%,50%,100%`` or ``1,5,100%``.
+    """Waves as people write them: ``10%,50%,100%``, ``1,5,100%`` or ``label.ring == 0, name in (pi-1, pi-2), 100%``.
 
     Raises:
-        SettingsError: a part is neither a share nor a count.
+        SettingsError: a part is neither a share nor a count nor like a filter, which is parsed later.
     """
     waves = []
-    for part in (part.strip() for part in text.split(",")):
+    for part in (part.strip() for part in _PART.findall(text) if part):
         try:
-            waves.append(Wave(share=float(part[:-1]) / 100) if part.endswith("%") else Wave(count=int(part)))
+            if part.endswith("%"):
+                waves.append(Wave(share=float(part[:-1]) / 100))
+            elif _FILTER.search(part):
+                waves.append(Wave(cohort=Cohort(filter=part)))
+            else:
+                waves.append(Wave(count=int(part)))
         except ValueError:
             raise SettingsError(
-                f"wave {part!r} is neither a share such as 10% nor a count such as 5",
-                advice="Write waves as in --waves 10%,50%,100%.",
+                f"wave {part!r} is neither a share such as 10%, nor a count such as 5, nor a filter",
+                advice="Write waves as in --waves 10%,50%,100% or --waves 'label.ring == 0, 10%, 100%'.",
             ) from None
     return tuple(waves)

@@ -72,6 +72,7 @@ class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_a
             bundle before an abort, a failed one that succeeded late. None where nothing changed afterwards.
         verdict_at, verdict_reason: Time and reason of that state.
         canary: True if it comes before the others.
+        chosen: Index of the first wave whose filter it matches, of those waves; None if it matches none.
         observed: What it reported for the gates of the rollout; None without gates.
         shadowing: True while it compares the bundle with its active one, and may not activate it.
         shadow: The last report of that comparison; None before the first.
@@ -92,6 +93,7 @@ class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_a
     verdict_at: float = 0.0
     verdict_reason: str = ""
     canary: bool = False
+    chosen: int | None = None
     observed: Observed | None = None
     shadowing: bool = False
     shadow: Shadow | None = None
@@ -201,6 +203,7 @@ class DeviceStatus(msgspec.Struct, frozen=True):
         running: What the device runs, as it last reported; None before its first report.
         outcome: Outcome of the last deployment of the model, as the device reported it.
         canary: True if it is one of the plan's canaries.
+        chosen: Index of the first wave whose filter it matches, of those waves; None if it matches none.
         can_shadow: Its agent is new enough to compare the bundle with its active one.
     """
 
@@ -208,6 +211,7 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     running: Running | None = None
     outcome: Outcome | None = None
     canary: bool = False
+    chosen: int | None = None
     can_shadow: bool = False
 
 

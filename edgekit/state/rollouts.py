@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -333,7 +334,7 @@ class RolloutTable(FleetTable):
         """Reports of the devices in the rollout, and of those that its cohort selects now."""
         member = sa.and_(rollout_devices.c.rollout == rollout.id, rollout_devices.c.device == devices.c.name)
         query = (
-            sa.select(devices.c.name, devices.c.target, reports.c.body, self._canary(rollout, now).label("canary"))
+            sa.select(devices.c.name, devices.c.target, reports.c.body, *self._preferred(rollout, now))
             .outerjoin(reports, (reports.c.fleet == devices.c.fleet) & (reports.c.device == devices.c.name))
             .where(devices.c.fleet == self._fleet, may_change())
             .where(sa.or_(devices.c.enrolled >= since, reports.c.received >= since))
@@ -345,13 +346,19 @@ class RolloutTable(FleetTable):
         statuses = {}
         for row in connection.execute(query.where(selected)):
             entry = entries.get(row.target)
-            statuses[row.name] = _status(rollout.model, entry.sha256 if entry else "", row.body, bool(row.canary))
+            statuses[row.name] = _status(
+                rollout.model, entry.sha256 if entry else "", row.body, canary=bool(row.canary), chosen=row.chosen
+            )
         return statuses
 
-    def _canary(self, rollout: Rollout, now: float) -> sa.ColumnElement[bool]:
-        """Whether a device is one of the plan's canaries, as a column."""
-        canaries = rollout.plan.canaries
-        return sa.false() if canaries is None else cohort_condition(canaries, now, self._offline_after)
+    def _preferred(self, rollout: Rollout, now: float) -> tuple[sa.ColumnElement[Any], sa.ColumnElement[Any]]:
+        """Whether a device is one of the plan's canaries, and the first wave whose filter it matches, as columns."""
+        plan = rollout.plan
+        canary = sa.false() if plan.canaries is None else cohort_condition(plan.canaries, now, self._offline_after)
+        cohorts = [wave.cohort for wave in plan.waves if wave.cohort is not None]
+        matches = [(cohort_condition(one, now, self._offline_after), index) for index, one in enumerate(cohorts)]
+        chosen = sa.case(*matches, else_=None) if matches else sa.null()
+        return canary.label("canary"), chosen.label("chosen")
 
     def _reported_late(self, now: float, since: float) -> sa.Select[tuple[int, str, str]]:
         """Rollout, device and report of devices that reported since `since`, in rollouts that ended before.
@@ -392,12 +399,15 @@ def _conditioned(entry: Entry, plan: RolloutPlan) -> Entry:
     return msgspec.structs.replace(entry, consent=plan.consent, window=plan.window)
 
 
-def _status(model: str, digest: str, body: str | None, canary: bool = False) -> DeviceStatus:
+def _status(
+    model: str, digest: str, body: str | None, *, canary: bool = False, chosen: int | None = None
+) -> DeviceStatus:
     report = read_report(body)
     return DeviceStatus(
         digest=digest,
         running=report.models.get(model) if report else None,
         outcome=report.outcomes.get(model) if report else None,
         canary=canary,
+        chosen=chosen,
         can_shadow=can_shadow(str(report.facts.get("edgekit", ""))) if report else False,
     )

@@ -20,7 +20,8 @@ _OPTIONS = (
         "--waves",
         default=",".join(wave.text for wave in DEFAULTS.waves),
         show_default=True,
-        help="Size of each wave, as a share or a number of devices, counted from the start; the last is 100%.",
+        help="Size of each wave, as a share or a number of devices, counted from the start; the last is 100%. "
+        "The first ones may be filters: 'label.ring == 0, name in (pi-4, pi-5), 50%, 100%'.",
     ),
     click.option(
         "--error-threshold",

@@ -64,6 +64,7 @@ def start(
     Examples:
       edgekit rollout start digits 1.0.0 --wait
       edgekit rollout start digits 1.1.0 --waves 1,10%,100% --label site=north
+      edgekit rollout start digits 1.1.0 --waves 'label.ring == 0, name in (pi-4, pi-5), 50%, 100%'
       edgekit rollout start digits 2.0.0 --filter 'label.site in (north, west) and version(digits) < 2.0'
       edgekit rollout start digits 2.0.0 --gate outcome --gate 'latency 50ms' --soak 1h --on-failure return
       edgekit rollout start digits 2.0.0 --shadow 500 --gate agreement:0.95 --shadow-for 2d
@@ -71,7 +72,7 @@ def start(
     settings = control_settings()
     cohort = parse_cohort(targets, labels, filter_text)
     with needs_extra("controller"):
-        from edgekit.controller.planning import plan_rollout, with_canaries
+        from edgekit.controller.planning import plan_rollout, with_chosen
     with fleet_state(settings) as state:
         cohort = with_groups(state, cohort)
         members = state.devices.views(time.time(), settings.offline_after_seconds, cohort=cohort)
@@ -80,7 +81,7 @@ def start(
         if plan.canaries is not None:
             plan = msgspec.structs.replace(plan, canaries=with_groups(state, plan.canaries))
         with usage():
-            plan = with_canaries(state, plan, members, time.time())
+            plan = with_chosen(state, plan, members, time.time())
         with registry_reader(settings) as reader, usage():
             planned, entries = plan_rollout(reader, members, name, version, plan=plan, downgrade=downgrade)
         if dry_run:
@@ -119,6 +120,6 @@ def _print_plan(planned: Planned, entries: dict[str, Entry], as_json: bool) -> N
         print_json(planned)
         return
     waves = [(index + 1, wave.text, wave.limit(planned.devices)) for index, wave in enumerate(planned.plan.waves)]
-    print_table(("wave", "size", "devices assigned in total"), waves)
+    print_table(("wave", "size or filter", "devices assigned in total"), waves)
     print_table(("target", "release", "digest"), [(t, e.release, e.sha256[:12]) for t, e in entries.items()])
     _note_exceptions(planned)

@@ -20,6 +20,7 @@ from edgekit.state.detail import DeviceDetail
 from edgekit.state.operators import Role
 from edgekit.state.overview import Overview
 from edgekit.state.tables import MAX_VALUE
+from edgekit.state.uninstall import Uninstall
 
 PREFIX = "/api/v1"
 
@@ -117,6 +118,20 @@ class QuarantineBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Reason
 
 
+class ModelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model to take off a device."""
+
+    model: Name
+
+
+class UninstallBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model to take off the devices that a filter selects; with `dry_run` nothing changes."""
+
+    model: Name
+    filter: Annotated[Text, Meta(min_length=1)]
+    dry_run: bool = False
+
+
 class CancelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which device leaves a rollout."""
 
@@ -199,6 +214,10 @@ def _rollout(call: Call) -> RolloutDocument:
     return document(call.operations.state.rollouts.get(call.path.number), devices=True)
 
 
+def _uninstall(call: Call) -> list[Uninstall]:
+    return call.operations.uninstall_selected(call.body.model, call.body.filter, dry_run=call.body.dry_run)
+
+
 def _standing(call: Call) -> list[dict[str, Any]]:
     return [one.summary for one in call.operations.state.standing.all()]
 
@@ -223,6 +242,11 @@ ENDPOINTS = (
     Endpoint("POST", "/devices/{name}/release", "releaseDevice", "End the quarantine of a device.", DeviceDetail,
              lambda call: call.operations.release(call.path.name), role=Role.OPERATOR, parameters=NamePath,
              body=Nothing),
+    Endpoint("POST", "/devices/{name}/uninstall", "uninstallModel", "Take a model off one device.", list[Uninstall],
+             lambda call: call.operations.uninstall(call.body.model, [call.path.name]), role=Role.OPERATOR,
+             parameters=NamePath, body=ModelBody),
+    Endpoint("POST", "/uninstall", "uninstallSelected", "Take a model off all devices that a filter selects.",
+             list[Uninstall], _uninstall, role=Role.OPERATOR, body=UninstallBody),
     Endpoint("GET", "/groups", "listGroups", "The saved groups.", list[SavedGroup],
              lambda call: call.operations.state.groups.all()),
     Endpoint("GET", "/events", "listEvents", "Events of devices, the newest first.", list[StoredEvent], _events,

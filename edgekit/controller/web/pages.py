@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 import jinja2
 import msgspec
@@ -17,7 +17,7 @@ from edgekit.controller.operations import Operations
 from edgekit.controller.web.access import Visitor, origin_fault
 from edgekit.controller.web.api import acting, status_of
 from edgekit.controller.web.charts import hour_charts
-from edgekit.controller.web.endpoints import AuditQuery, DeviceQuery, FleetPauseBody, Limit, NamePath, Number
+from edgekit.controller.web.endpoints import AuditQuery, DeviceQuery, FleetPauseBody, Limit, ModelBody, NamePath, Number
 from edgekit.controller.web.requests import COOKIE, AccessError, Door, read_body
 from edgekit.controller.web.sessions import SESSION_SECONDS
 from edgekit.errors import AuthorError, EdgekitError, SettingsError
@@ -142,6 +142,7 @@ def page_routes(site: PageSite) -> list[Route]:
         site.route("/fleet/resume", _resume_fleet, role=Role.OPERATOR, method="POST"),
         site.route("/devices", _devices),
         site.route("/devices/{name}", _device),
+        site.route("/devices/{name}/uninstall", _uninstall, role=Role.OPERATOR, method="POST"),
         site.route("/releases", _releases),
         site.route("/alarms", _alarms),
         site.route("/audit", _audit),
@@ -204,11 +205,19 @@ def _device(visit: Visit) -> Response:
         assigned=detail.assigned,
         events=detail.events,
         names=names,
+        may_operate=visit.visitor.may(Role.OPERATOR),
         counters=counters if isinstance(counters, dict) else {},
         day=detail.telemetry,
         alarms=detail.alarms,
         charts=hour_charts(visit.operations.hours(name, CHART_SECONDS), now - CHART_SECONDS, now),
     )
+
+
+def _uninstall(visit: Visit) -> Response:
+    name = converted(dict(visit.request.path_params), NamePath).name
+    model = converted({"model": visit.form.get("model", "")}, ModelBody).model
+    visit.operations.uninstall(model, [name])
+    return RedirectResponse(f"/devices/{quote(name)}", 303)
 
 
 def _releases(visit: Visit) -> Response:

@@ -27,6 +27,7 @@ from edgekit.rollout.values import (
     Aborted,
     Approved,
     DeviceState,
+    Forced,
     Paused,
     Resumed,
     Retried,
@@ -85,6 +86,7 @@ _STEERING: dict[str, Callable[[dict[str, str]], RolloutEvent]] = {
     "abort": lambda fields: Aborted(converted(fields, AbortBody).reason),
     "approve": lambda fields: Approved(),
     "retry": lambda fields: Retried(),
+    "force": lambda fields: Forced(),
 }
 
 
@@ -207,6 +209,7 @@ def _one(visit: Visit) -> Response:
         next_after=members[-1][0] if more else "",
         cohort=rollout.cohort.text,
         ended=rollout.ended,
+        consent=rollout.plan.consent,
         retryable=sum(values["rollout"].counts[one.value] for one in (DeviceState.FAILED, DeviceState.NOT_REACHED)),
         undecided=sum(values["rollout"].counts[one.value] for one in UNDECIDED),
         may_operate=visit.visitor.may(Role.OPERATOR),

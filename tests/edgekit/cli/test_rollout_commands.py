@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 from edgekit.mqtt.messages import Reported, Running, Waiting
+from edgekit.rollout.plan import parse_waves
 from edgekit.rollout.values import RolloutState
 from tests.simulators.control import write_bundle
 from tests.simulators.shell import Shell, enroll, report, survey
@@ -216,3 +218,46 @@ def test_a_fleet_is_paused_once(shell: Shell) -> None:
     assert "already paused" in shell("edgekit fleet pause", expect=3)[1]
     shell("edgekit fleet resume")
     assert "is not paused" in shell("edgekit fleet resume", expect=3)[1]
+
+
+def test_waves_by_filter_and_by_list_of_names(shell: Shell) -> None:
+    """The dry run has the filters with the devices that they add; a wave that adds nobody starts nothing."""
+    enroll(shell, "pi-1", "pi-2", "pi-3", "pi-4")
+    shell("edgekit device label pi-3 ring=0")
+    waves = "label.ring == 0, name in (pi-2, pi-3, pi-4), 100%"
+    out, _ = shell(f"edgekit rollout start digits 2.0.0 --waves '{waves}' --dry-run")
+    assert re.search(r"1 +label\.ring == 0 +1\n", out)
+    assert re.search(r"2 +name in \(pi-2, pi-3, pi-4\) +3\n", out)
+    _, err = shell("edgekit rollout start digits 2.0.0 --waves 'label.ring == 7, 100%'", expect=1)
+    assert "no device of the rollout is in the wave label.ring == 7" in err
+    _, err = shell("edgekit rollout start digits 2.0.0 --waves 'label.ring = 0, 100%'", expect=2)
+    assert "^" in err
+    shell(f"edgekit rollout start digits 2.0.0 --waves '{waves}'")
+    told = [name for name, one in survey(shell).devices.items() if one.state.value == "TOLD"]
+    assert told == ["pi-3"]
+    assert shell.json("edgekit rollout status --json")["waves"] == [wave.text for wave in parse_waves(waves)]
+
+
+def test_a_comparison_needs_agents_that_can_make_it(shell: Shell) -> None:
+    """A fleet of older agents is refused; in a mixed one, the dry run and the start name them."""
+    enroll(shell, "pi-1", "pi-2")
+    start = "edgekit rollout start digits 2.0.0 --shadow 50 --gate agreement:0.9"
+    _, err = shell(start, expect=3)
+    assert "none of 2 devices can compare" in err
+    state = shell.state()
+    state.devices.save_report(Reported("pi-1", "f1", 1, 1.0, 1, {}, {}, facts={"edgekit": "0.2.0"}), time.time())
+    state.close()
+    _, err = shell(f"{start} --dry-run")
+    assert "1 device cannot compare and will get it last: pi-2" in err
+    assert shell.json(f"{start} --dry-run --json")["unable"] == ["pi-2"]
+    _, err = shell("edgekit rollout start digits 2.0.0 --gate agreement", expect=2)
+    assert "needs --shadow" in err
+    shell(start)
+    rollout = survey(shell)
+    assert [name for name, one in rollout.devices.items() if one.shadowing] == ["pi-1"]
+    state = shell.state()
+    entries = state.assignments.get("pi-1").entries
+    assert (entries["digits"].shadow, entries["digits"].shadow_seconds) == (50, 86_400)
+    state.close()
+    out, _ = shell("edgekit rollout status")
+    assert "pi-1  ASSIGNED   compares 50 inputs" in out

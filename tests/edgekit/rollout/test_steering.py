@@ -5,8 +5,9 @@ import pytest
 
 from edgekit.errors import RefusedError, SettingsError
 from edgekit.mqtt.messages import Outcome, Running, Waiting
+from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.machine import step
-from edgekit.rollout.plan import RolloutPlan, Wave
+from edgekit.rollout.plan import RolloutPlan, Wave, parse_waves
 from edgekit.rollout.values import (
     Approved,
     Assign,
@@ -206,3 +207,62 @@ def test_force_tries_again_where_no_user_answered_in_time():
     story.take(Forced())
     assert first in story.devices()
     assert story.state.devices[first].assigned_at == story.now
+
+
+@pytest.mark.parametrize(
+    ("text", "waves"),
+    [
+        ("1,5,100%", (Wave(count=1), Wave(count=5), Wave(share=1.0))),
+        (" 10% , 100% ", (Wave(share=0.1), Wave(share=1.0))),
+        (
+            "label.ring == 0, name in (pi-1, pi-2), 50%,100%",
+            (
+                Wave(cohort=Cohort(filter="label.ring == 0")),
+                Wave(cohort=Cohort(filter="name in (pi-1, pi-2)")),
+                Wave(share=0.5),
+                Wave(share=1.0),
+            ),
+        ),
+        (
+            "label.site == 'a, b', group(canaries),100%",
+            (
+                Wave(cohort=Cohort(filter="label.site == 'a, b'")),
+                Wave(cohort=Cohort(filter="group(canaries)")),
+                Wave(share=1.0),
+            ),
+        ),
+    ],
+)
+def test_waves_are_sizes_or_filters(text, waves):
+    """Commas in brackets and in quotes belong to the filter."""
+    assert parse_waves(text) == waves
+    assert parse_waves(",".join(wave.text for wave in waves)) == waves
+
+
+@pytest.mark.parametrize("text", ["ten,100%", "10%,,x", "1.5,100%", "", "nan%,100%", "(", "10%,label.ring == 0,100%"])
+def test_waves_that_cannot_be_read_are_refused(text):
+    """Also a filter after a size, and nothing at all."""
+    with pytest.raises(SettingsError, match=r"wave"):
+        RolloutPlan(waves=parse_waves(text))
+
+
+def test_waves_that_are_filters_come_in_their_order():
+    """Then all others; a canary comes before them."""
+    plan = RolloutPlan(
+        waves=(
+            Wave(count=1),
+            Wave(count=2, cohort=Cohort(filter="label.ring == 0")),
+            Wave(count=3, cohort=Cohort(filter="label.ring == 1")),
+            Wave(share=1.0),
+        )
+    )
+    rollout, order = Rollout(id=7, model="digits", version="1.1.0", plan=plan), []
+    rollout = step(rollout, Started(), 1.0).state
+    ranks = {"d-0": (False, 1), "d-1": (False, None), "d-2": (True, None), "d-3": (False, 0)}
+    found = {name: DeviceStatus(NEW, Running(digest=OLD), canary=c, chosen=w) for name, (c, w) in ranks.items()}
+    for _ in range(5):
+        result = step(rollout, Surveyed(found), 1.0)
+        rollout = result.state
+        order += [effect.device for effect in result.effects]
+        found = {name: DeviceStatus(NEW, Running(digest=NEW)) for name in order}
+    assert order == ["d-2", "d-3", "d-0", "d-1"]

@@ -9,6 +9,7 @@ import pytest
 
 from edgekit.controller.web.endpoints import ENDPOINTS, PREFIX
 from edgekit.rollout.document import document
+from edgekit.rollout.values import Aborted
 from tests.simulators.web_client import Client
 from tests.simulators.web_fleet import HOSTILE, WebFleet
 
@@ -173,3 +174,18 @@ def test_the_api_describes_itself(client: Client) -> None:
     assert all(f"{one.method} {PREFIX}{one.path}" in page for one in ENDPOINTS)
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_a_model_is_taken_off_devices(fleet: WebFleet, operator: Client) -> None:
+    """Off one, or off all that a filter selects; a dry run changes nothing."""
+    for one in fleet.state.rollouts.active():
+        fleet.operations.steer(one.id, Aborted())
+    body = {"model": "digits", "filter": "name in (pi-0001, pi-0002)", "dry_run": True}
+    planned = operator.post(f"{PREFIX}/uninstall", body).json()
+    assert [(one["device"], one["asked"]) for one in planned] == [("pi-0001", False), ("pi-0002", False)]
+    taken = operator.post(f"{PREFIX}/devices/pi-0001/uninstall", {"model": "digits"}).json()
+    assert [one["device"] for one in taken] == ["pi-0001"]
+    asked = operator.post(f"{PREFIX}/uninstall", {**body, "dry_run": False}).json()
+    assert [one["asked"] for one in asked] == [True, False]
+    assert operator.post(f"{PREFIX}/uninstall", {**body, "filter": ""}).status == 400
+    assert operator.post(f"{PREFIX}/devices/pi-0009/uninstall", {"model": "digits"}).status == 404

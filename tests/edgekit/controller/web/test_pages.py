@@ -6,8 +6,10 @@ import re
 from html.parser import HTMLParser
 from urllib.parse import urlencode
 
+import msgspec
 import pytest
 
+from edgekit.controller.operations import RolloutRequest
 from edgekit.controller.web.rendering import FOLDER
 from edgekit.rollout.values import Aborted
 from tests.simulators.web_client import Client
@@ -172,3 +174,27 @@ def test_an_operator_approves_retries_and_pauses_the_fleet(fleet: WebFleet, clie
     assert session.form("/fleet/resume", csrf).status == 303
     assert "The fleet is paused" not in client.get("/").text
     assert [one.what for one in fleet.state.audit.entries(limit=2)] == ["fleet.resume", "fleet.pause"]
+
+
+def test_an_operator_takes_a_model_off_a_device_and_ends_the_asking(fleet: WebFleet, client: Client) -> None:
+    """By forms that only operators see; a rollout that includes the device refuses, and says so on a page."""
+    cookie = client.form("/login", {"token": fleet.tokens["operator"]}).headers["set-cookie"].partition(";")[0]
+    session = Client(fleet.url, cookie=cookie)
+    csrf = {"csrf": re.search(r'name="csrf" value="([^"]+)"', session.get("/").text)[1]}
+    page = "/devices/pi-0002"
+    assert "Take digits off pi-0002" in session.get(page).text
+    assert "Take digits off" not in client.get(page).text
+    for one in fleet.state.rollouts.active():
+        assert session.form(f"{page}/uninstall", {**csrf, "model": "digits"}).status == 409
+        fleet.operations.steer(one.id, Aborted())
+    assert session.form(f"{page}/uninstall", {**csrf, "model": "digits"}).status == 303
+    assert "to be removed" in session.get(page).text
+    assert fleet.state.audit.entries(limit=1)[0].what == "device.uninstall"
+    values = {"model": "digits", "version": "1.1.0", "waves": "100%"}
+    started = fleet.operations.start(msgspec.convert({**values, "consent": True}, RolloutRequest))
+    address = f"/rollouts/{started.id}"
+    assert "Force rollout" in session.get(address).text
+    assert "Force rollout" not in client.get(address).text
+    assert session.form(f"{address}/force", csrf).status == 303
+    assert not fleet.state.rollouts.get(started.id).plan.consent
+    assert "Force rollout" not in session.get(address).text
