@@ -93,14 +93,19 @@ class _Run:
         self._counts = msgspec.structs.replace(self.counts, ended=ended)
 
     def offer(self, request: Request, outputs: Mapping[str, Array]) -> None:
-        """Take a copy of an input and its answer, if there is room."""
+        """Take a copy of an input and its answer, if there is room; the request that is being answered never fails."""
         is_raw = request.prepared is not None and request.inputs is not request.sent
         size = sum(value.nbytes for part in (request.inputs, outputs) for value in part.values())
         if len(self._waiting) >= MOST_WAITING or self._bytes + size > MOST_WAITING_BYTES:
             self.add(dropped=1)
             return
-        sent = _copied(request.sent) if is_raw else {}
-        self._waiting.append(_Input(sent, _copied(request.inputs), _copied(outputs), is_raw, size))
+        try:
+            sent = _copied(request.sent) if is_raw else {}
+            one = _Input(sent, _copied(request.inputs), _copied(outputs), is_raw, size)
+        except MemoryError:
+            self.add(dropped=1)
+            return
+        self._waiting.append(one)
         self._bytes += size
         self._arrived.set()
 
@@ -138,7 +143,9 @@ class Shadowing:
     def offer(self, request: Request, outputs: Mapping[str, Array]) -> None:
         """Consider a request that the active bundle has answered; returns at once."""
         run = self._runs.get(request.model)
-        if run is not None and run.open and request.session is not None and request.session.digest == run.active:
+        if run is None or not run.open or not request.usable:
+            return
+        if request.session is not None and request.session.digest == run.active:
             run.offer(request, outputs)
 
     def report(self, model: str) -> Shadow | None:
@@ -212,13 +219,16 @@ class Shadowing:
             given = one.inputs
             if one.is_raw and session.manifest.processing != active.manifest.processing:
                 given = (await prepare(lambda: session, one.sent, False)).inputs
-            rows, differing = judge.differing(one.outputs, await session.run(given))
+            if aside.session is not session:
+                return  # unloaded meanwhile
+            outputs = await session.run(given)
+            rows, differing = await asyncio.to_thread(judge.differing, one.outputs, outputs)
             run.add(compared=rows, differed=differing)
         except OverloadedError:  # its process is being restarted
             run.add(dropped=1)
             await asyncio.sleep(MOST_REST_SECONDS)
         except EdgekitError as error:
-            rows = judge.failing(one.outputs)
+            rows = await asyncio.to_thread(judge.failing, one.outputs)
             run.add(compared=rows, differed=rows, failed=rows)
             log.warning("%s %s did not answer an input: %s", run.candidate[:12], session.manifest.version, error)
         await asyncio.sleep(min(MOST_REST_SECONDS, self._clock.monotonic() - begun))

@@ -1,6 +1,9 @@
 """A bundle beside the active one on a real device: compared on live requests, and activated only when that is said."""
 
 import asyncio
+import contextlib
+import os
+import signal
 
 import msgspec
 import numpy as np
@@ -163,3 +166,47 @@ async def test_the_first_bundle_of_a_model_has_nothing_to_be_compared_with(tmp_p
     one.desk.assign(one.new)
     await one.device.settled("1.0.0")
     await one.device.stop()
+
+
+class NoMemory(np.ndarray):
+    """An array of which no copy can be made."""
+
+    def copy(self, order="C"):
+        raise MemoryError
+
+
+async def test_no_request_fails_because_of_a_comparison(shop):
+    """Where no memory is left for a copy, and where more come than are compared: they are answered, and left out."""
+    await shop.open(gain=1.5)
+    shop.compare(inputs=1000)
+    await shop.device.until(lambda: shop.device.inference.shadowed("digits") is not None)
+    run = shop.device.inference._shadowing._runs["digits"]
+    await shop.device.until(lambda: run.open)
+    answer = await shop.device.inference.infer("digits", {"x": SURE.copy().view(NoMemory)})
+    assert answer.parameters["edgekit_version"] == "1.0.0"
+    assert run.counts.dropped == 1
+    await asyncio.gather(*(shop.device.inference.infer("digits", {"x": SURE}) for _ in range(30)))
+    assert run.counts.dropped > 10
+
+
+async def test_a_candidate_whose_process_dies_differs_and_harms_nothing(shop):
+    """Killed in the middle, again and again: the active bundle answers, and inputs without an answer are counted."""
+    await shop.open(gain=1.5)
+    shop.compare(inputs=3)
+    await shop.device.until(lambda: shop.device.inference._manager._aside)
+    aside = next(iter(shop.device.inference._manager._aside.values()))
+    await shop.device.until(lambda: aside.session is not None)
+
+    async def killing():
+        while True:
+            process = aside.session.runtime._process if aside.session is not None else None
+            if process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+            await asyncio.sleep(0.05)
+
+    killer = asyncio.create_task(killing())
+    await ended(shop, "complete", SURE[0])
+    killer.cancel()
+    assert shop.shadow().failed > 0
+    assert await shop.device.answering() == "1.0.0"
