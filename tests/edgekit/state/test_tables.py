@@ -372,3 +372,14 @@ def test_command_numbers_rise_even_in_a_new_database(state):
     first = state.commands.add("a", "self-test", now=1_000_000.0, expires=1_000_060.0)
     second = state.commands.add("a", "self-test", now=1_000_000.0, expires=1_000_060.0)
     assert (first.number, second.number) == (1_000_000, 1_000_001)
+
+
+def test_waves_that_are_filters_reach_their_devices_in_order(state):
+    """The first filter that matches decides, on both databases."""
+    enroll(state, "a", "b", "c", "d")
+    first, second = (Cohort(filter=text) for text in ("name == c", "name in (b, c)"))
+    waves = (Wave(count=1, cohort=first), Wave(count=2, cohort=second), Wave(share=1.0))
+    number = state.rollouts.start("m", "1.0.0", {"t": entry()}, plan=RolloutPlan(waves=waves), now=1.0).id
+    devices = state.rollouts.survey(number, 2.0).devices
+    assert {name: one.chosen for name, one in devices.items()} == {"a": None, "b": 1, "c": 0, "d": None}
+    assert [name for name, one in devices.items() if one.state is DeviceState.ASSIGNED] == ["c"]
