@@ -1,6 +1,6 @@
 """Run the named benchmarks, or all of them: `python -m benchmarks [NAME ...] [-- ARGUMENT ...]`.
 
-Arguments behind `--` go to the benchmark that takes some (`wild`).
+Arguments behind `--` go to the benchmark that takes some (`wild`, `prune`).
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("convert", "serve", "swap", "fleet", "pages", "update")  # without a name; `wild` takes hours
-LONG = ("wild",)
+NAMES = ("convert", "serve", "swap", "fleet", "pages", "update")  # without a name; the others take hours
+LONG = ("wild", "prune")
 
 
 def main() -> int:

@@ -76,8 +76,8 @@ def main() -> None:
 
 def _keywords(folder: Path) -> list[Figure]:
     test = FOLDER / "test.npz"
-    judge = _accuracy(np.load(test)["y"])
-    stock = _stock(FOLDER / "saved_model", FOLDER / "calibration.npz", test, folder, judge)
+    judge = accuracy_of(np.load(test)["y"])
+    stock = stock_files(FOLDER / "saved_model", FOLDER / "calibration.npz", test, folder, judge)
     reference = FOLDER / "reference_int8.tflite"
     outputs = _litert(reference, np.load(test)["x"])
     stock["the benchmark's own int8"] = (reference.stat().st_size, judge(outputs, None), 0.0)  # trained, not converted
@@ -94,8 +94,8 @@ def _unseen(name: str, folder: Path) -> list[Figure]:
     """
     model, data, test = (folder / part for part in ("model.keras", "data.npz", "test.npz"))
     test_data = np.load(test)
-    judge = _accuracy(test_data["y"]) if "y" in test_data else _agreement
-    stock = _stock(model, data, test, folder / "stock", judge)
+    judge = accuracy_of(test_data["y"]) if "y" in test_data else _agreement
+    stock = stock_files(model, data, test, folder / "stock", judge)
     least = stock[FLOAT_FILE][1] - MAX_DROP
     smallest = min(size for size, quality, _ in stock.values() if quality >= least)
     sizes = {tool: float(size) for tool, (size, _, _) in stock.items()}
@@ -145,7 +145,7 @@ def _ours(paths: Sequence[Path], folder: Path, aims: str, targets: Sequence[str]
     return [(seconds, rows) for seconds, rows in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _stock(model: Path, data: Path, test: Path, folder: Path, judge: Judge) -> Stock:
+def stock_files(model: Path, data: Path, test: Path, folder: Path, judge: Judge) -> Stock:
     """Convert with each stock tool and measure its file."""
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "benchmarks.convert_stock", str(model), str(data), str(folder)]
@@ -159,7 +159,7 @@ def _stock(model: Path, data: Path, test: Path, folder: Path, judge: Judge) -> S
     return stock
 
 
-def _accuracy(labels: Any) -> Judge:
+def accuracy_of(labels: Any) -> Judge:
     return lambda outputs, _: float(np.mean(outputs.argmax(axis=-1) == labels))
 
 

@@ -100,7 +100,7 @@ def count(folder: Path, core: str) -> None:
             for path in left[start : start + FILES_A_PROCESS]:
                 runtime = LITERT if path.suffix == ".tflite" else "onnxruntime"
                 try:
-                    found = measuring.measure(path, runtime, _inputs(path, runtime), layers=True)
+                    found = measuring.measure(path, runtime, random_inputs(path, runtime), layers=True)
                 except EdgekitError as error:
                     print(f"{path.name}: {error}", file=sys.stderr)
                     continue
@@ -113,7 +113,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
-def _inputs(path: Path, runtime: str) -> dict[str, Array]:
+def random_inputs(path: Path, runtime: str) -> dict[str, Array]:
     if runtime == LITERT:
         from edgekit.runtimes.litert import LiteRTRuntime as Adapter
     else:
@@ -145,7 +145,7 @@ def collect(folder: Path) -> None:
 
 
 def _of_onnx(path: Path) -> list[Operation] | None:
-    return onnx.operations(path, _inputs(path, "onnxruntime"))
+    return onnx.operations(path, random_inputs(path, "onnxruntime"))
 
 
 def of_onnx(one: Counted, layers: list[Layer]) -> list[float | None]:

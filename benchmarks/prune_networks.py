@@ -1,4 +1,4 @@
-"""Networks of the benchmark `prune`: `python -m benchmarks.prune_networks FOLDER` trains each on scikit-learn's digits.
+"""Networks of the benchmark `prune`: `python -m benchmarks.prune_networks FOLDER [NAME ...]` trains them on digits.
 
 Three are those of the benchmark `convert`; an encoder and a U-Net are added. Each folder gets ``model.keras``,
 ``data.npz`` (the input of the conversion) and ``test.npz`` (only for the final measurement).
@@ -31,7 +31,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     images, labels = digits()
     with contextlib.redirect_stdout(sys.stderr):
-        for name in NAMES:
+        for name in sys.argv[2:] or NAMES:
             keras.utils.set_random_seed(SEED)
             model, x, y = MAKERS[name](images, labels)
             write(folder / name, model, x, y, DATA[name])
