@@ -109,6 +109,8 @@ class Recovery:
         before = self._lost(graph)
         names = [DISTILLED, FINE_TUNED] if self._labels is not None else [DISTILLED]
         for name in names if self._process is not None else []:
+            if name == FINE_TUNED and DISTILLED not in taken:
+                break  # the answers of the original judge; labels pull away from them, and a training takes long
             made, step = self._attempt(name, graph, before, functools.partial(self._trained, kept, copies, name))
             tried.append(step)
             if made is not None:

@@ -130,6 +130,16 @@ def test_training_never_makes_held_out_rows_worse(name, process):
 
 
 @pytest.mark.heavy
+def test_labels_are_tried_only_after_distillation_has_helped(process, monkeypatch):
+    """A training costs time; where the first one is undone, the second is not begun."""
+    pruner, kept, _ = _pruner("plain", rows=80)
+    labels = np.arange(80) % 3
+    monkeypatch.setattr(rules, "LEAST_STEPS", rules.STEPS + 1)  # no training is affordable
+    found = Recovery(pruner, process, labels).recover(kept, pruner.pruned(kept).graph)
+    assert [step.step for step in found.steps if not step.taken][-1:] == [DISTILLED]
+    assert "fine-tuned" not in [step.step for step in found.steps]
+
+
 def test_own_loop_is_kept_only_where_it_helps(process, tmp_path, monkeypatch):
     """The loop gets the rows that are not held out; a result that is worse is dropped; an error is told as it is."""
     pruner, kept, _ = _pruner("plain", rows=60)
