@@ -55,7 +55,7 @@ class DriftWatch:
         self._seconds, self._error, self._clock, self._disk, self._draw = seconds, error, clock, disk, draw
         self._monitors: dict[str, Monitor] = {}
         self._due: dict[str, float] = {}  # when the next sample of a model may be taken; monotonic seconds
-        self._kept = self._read() if seconds else {}
+        self._kept = self._read()
         self._store_at = clock.monotonic() + STORE_SECONDS
         self._listener: Listener | None = None
         self._untold: list[tuple[str, str, str, str, dict[str, Any]]] = []
@@ -70,6 +70,7 @@ class DriftWatch:
     def take(self, model: str, manifest: Manifest, folder: Path) -> None:
         """Begin the test of a bundle that is now active, or continue it; what differed of another bundle has ended."""
         if not self._seconds:
+            self._end_all(model, self._kept.pop(model, None), "the test is switched off")
             return
         before = self._monitors.get(model)
         if before is not None and before.digest == manifest.digest:
@@ -83,17 +84,14 @@ class DriftWatch:
                 for subject, message in monitor.open.items():  # an event may have been lost with the process
                     self._tell(DRIFT, model, subject, message, {"subject": subject, "again": True})
                 kept = None
-        for subject in kept.open if kept is not None else ():
-            self._tell_end(model, subject, f"version {manifest.version} runs now")
-        self._store()  # also the new numbers of windows that were resumed
+        self._end_all(model, kept, f"version {manifest.version} runs now")
+        if monitor is not None:
+            self._store()  # the new numbers of windows that were resumed
 
     def forget(self, model: str) -> None:
         """End the test of a model that is no longer active."""
         monitor = self._monitors.pop(model, None)
-        if monitor is not None:
-            for subject in monitor.open:
-                self._tell_end(model, subject, "the model is no longer active")
-            self._store()
+        self._end_all(model, monitor.stored() if monitor is not None else None, "the model is no longer active")
 
     def wants(self, model: str, now: float) -> bool:
         """True where a sample of the model may be taken; `now` is monotonic seconds."""
@@ -113,7 +111,10 @@ class DriftWatch:
         self._due[model] = now + self._seconds
         samples = {spec.name: from_layout(spec, inputs[spec.name]) for spec in session.inputs if spec.name in inputs}
         answers = {spec.name: from_layout(spec, local[spec.name]) for spec in session.outputs if spec.name in local}
-        row = int(self._draw() * min((len(one) for one in (*samples.values(), *answers.values())), default=0))
+        rows = min((len(one) for one in (*samples.values(), *answers.values())), default=0)
+        if not rows:
+            return
+        row = int(self._draw() * rows)
         values = answer_statistics(session.manifest.task, {key: one[row : row + 1] for key, one in answers.items()})
         for name, one in samples.items():
             values |= input_statistics(name, np.asarray(one[row]), self._draw)
@@ -159,6 +160,14 @@ class DriftWatch:
             "moved": round(drift.moved, 3),
         }
         self._tell(DRIFT, model, drift.subject, drift.message, detail)
+
+    def _end_all(self, model: str, ended: Stored | None, why: str) -> None:
+        """Tell that everything has ended that differed in a test which is over, and forget its counts."""
+        if ended is None:
+            return
+        for subject in ended.open:
+            self._tell_end(model, subject, why)
+        self._store()
 
     def _tell_end(self, model: str, subject: str, why: str) -> None:
         self._tell(DRIFT_ENDED, model, "", f"drift of {subject} has ended: {why}", {"subject": subject})

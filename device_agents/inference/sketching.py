@@ -94,7 +94,7 @@ class ServedSketches:
         """
         bundle = self._of(model, digest)
         decided = outputs.get(task.output)
-        if task.kind == "classification" and decided is not None and decided.ndim and decided.shape[-1]:
+        if task.kind == "classification" and decided is not None and decided.ndim and decided.size:
             bundle.recorders[CLASS].add(float(np.argmax(decided.reshape(-1, decided.shape[-1])[0])))
         for name, value in inputs.items() if self._tells_inputs(model) else ():
             found = _histogram(value)

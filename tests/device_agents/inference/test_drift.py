@@ -180,6 +180,28 @@ async def test_the_test_can_be_switched_off(tmp_path: Path) -> None:
     assert not (tmp_path / FILE_NAME).exists()
 
 
+async def test_switching_the_test_off_ends_what_it_found(tmp_path: Path) -> None:
+    """Nobody else could: the controller would show the alarm for ever."""
+    manifest = bundle_with_reference(tmp_path / "b")
+    async with serving(tmp_path, manifest, tmp_path / "b") as (service, _):
+        await send(service, ROWS[:40] + 90)
+    told: list[tuple] = []
+    off = ServiceOptions(drift_seconds=0.0, fallback_threshold=0.0)
+    async with InferenceService(service=off, disk=FolderDisk(tmp_path)) as service:
+        await service.activate("digits", manifest, tmp_path / "b")
+        service.listen_drift(lambda *one: told.append(one))
+    assert {(kind, detail["subject"]) for kind, *_, detail in told} >= {("drift-ended", "input.x")}
+    assert json.loads((tmp_path / FILE_NAME).read_bytes()) == {}
+
+
+async def test_an_empty_batch_is_answered_and_not_counted(tmp_path: Path) -> None:
+    """There is no row to count."""
+    manifest = bundle_with_reference(tmp_path / "b", batch=None)
+    async with serving(tmp_path, manifest, tmp_path / "b") as (service, told):
+        await service.infer("digits", {"x": ROWS[:0]})
+        assert (service.gauges()["digits"]["drift_samples"], told) == (0, [])
+
+
 async def test_a_full_disk_does_not_stop_the_test(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is logged; drifts are told all the same."""
     manifest = bundle_with_reference(tmp_path / "b")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.mqtt.messages import Telemetry
+from edgekit.mqtt.messages import Event, Telemetry
 from edgekit.sketches.sketch import made
 from tests.simulators.shell import Shell, enroll
 
@@ -59,3 +59,19 @@ def test_alarms_and_the_last_day_are_shown(shell: Shell) -> None:
     telemetry = shell.json("edgekit device show pi-1 --json")["telemetry"]
     assert telemetry["bundles"][0]["p50_ms"] == pytest.approx(16, rel=0.1)
     shell("edgekit alarm list --device nobody", expect=1)
+
+
+def test_an_alarm_of_drift_is_ended_by_hand(shell: Shell) -> None:
+    """By device, model and kind; what is not open is an error, and so is an unknown device."""
+    state = shell.state()
+    for subject in ("input.x", "score"):
+        state.drift.save(Event("pi-1", "drift", 1.0, "digits", subject, "moved", {"subject": subject}), time.time())
+    state.close()
+    assert "drift.input.x" in shell("edgekit alarm list")[0]
+    assert "digits drift.score" in " ".join(shell("edgekit device show pi-1")[0].split())
+    _, said = shell("edgekit alarm end pi-1 --model digits --kind drift.score")
+    assert "Ended for pi-1: drift.score." in said
+    assert shell.json("edgekit alarm end pi-1 --json") == {"device": "pi-1", "ended": ["drift.input.x"]}
+    assert "There is no alarm" in shell("edgekit alarm list")[1]
+    assert "no open alarm of drift" in shell("edgekit alarm end pi-1", expect=1)[1]
+    shell("edgekit alarm end pi-9", expect=1)
