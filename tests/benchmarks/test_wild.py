@@ -22,8 +22,8 @@ def result(**changes):
         "onnx2tf float32": {"error": "RuntimeError: no"},
     }
     base = {
-        "model": "m", "target": "raspberry-pi-4", "skipped": "", "refusal": "", "foreign": "", "wrong": None, "warm": False,
-        "stock": stock, "seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": 1, "recipe": "int8", "bytes": 200,
+        "model": "m", "target": "raspberry-pi-4", "skipped": "", "refusal": "", "foreign": "", "wrong": None,
+        "warm": False, "stock": stock, "seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": 1, "recipe": "int8", "bytes": 200,
         "distances": {"y": 0.004},
     }  # fmt: skip
     return {**base, **changes}
