@@ -23,8 +23,8 @@ def result(**changes):
     }
     base = {
         "model": "m", "target": "raspberry-pi-4", "skipped": "", "refusal": "", "foreign": "", "wrong": None,
-        "warm": False, "stock": stock, "seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": 1, "recipe": "int8", "bytes": 200,
-        "distances": {"y": 0.004},
+        "warm": False, "stock": stock, "seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": 1, "recipe": "int8",
+        "bytes": 200, "distances": {"y": 0.004},
     }  # fmt: skip
     return {**base, **changes}
 
