@@ -19,6 +19,10 @@ from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, file_entry
 from edgekit.drift.reference import REFERENCE_NAME, ROLE_REFERENCE, bounded, summarise
 from edgekit.drift.statistics import answer_statistics, input_statistics
 from edgekit.protocols import CloudAnswer
+from edgekit.sealing.bundles import seal_bundle
+from edgekit.sealing.class_keys import add_class, class_path, content_secret, find_class
+from edgekit.sealing.keyring import Keyring
+from edgekit.sealing.opening import use_keyring
 from edgekit.storage.disk import FolderDisk
 from tests.simulators.small_models import CLASSIFICATION, onnx_bundle, softmax
 
@@ -231,3 +235,20 @@ class _Still:
 
     def wall(self) -> float:
         return 0.0
+
+
+async def test_a_sealed_bundle_is_tested_too(tmp_path: Path) -> None:
+    """Its reference is sealed like its other files, and opened with the key of the device's class."""
+    keys, plain, sealed = tmp_path / "keys", tmp_path / "b", tmp_path / "sealed"
+    keys.mkdir()
+    add_class(keys, "cameras")
+    made = bundle_with_reference(plain)
+    manifest = seal_bundle(plain, made, sealed, classes=[find_class(keys, "cameras")], secret=content_secret(keys))
+    use_keyring(Keyring([class_path(keys, "cameras")]))
+    try:
+        async with serving(tmp_path, manifest, sealed) as (service, told):
+            await send(service, ROWS[:40] + 90)
+            assert b"feature" not in (sealed / REFERENCE_NAME).read_bytes()
+            assert {one[2] for one in told} >= {"input.x"}
+    finally:
+        use_keyring(None)
