@@ -32,6 +32,7 @@ from device_agents.protocols import Inference, SelfTester, TrustFactory
 from device_agents.remote.self_tests import SelfTests
 from device_agents.remote_commands import RemoteParts, confirm_settings, handlers_of, notices
 from device_agents.storage.consents import Consents, asks_consent
+from device_agents.storage.evidence import EvidenceFile
 from device_agents.storage.journal import Journal
 from device_agents.storage.slots import Slots
 from device_agents.threads import in_thread
@@ -40,6 +41,7 @@ from device_agents.update.effects import BundleChecks, Effects
 from device_agents.update.machine import UpdateMachine
 from device_agents.update.recovery import Recovery
 from device_agents.update.runner import Updater
+from device_agents.update.runtime_evidence import RuntimeEvidence
 from edgekit.bundle.manifest import NAME_PATTERN, Manifest
 from edgekit.errors import TransportError, VerificationError
 from edgekit.protocols import Clock, Disk, Transport
@@ -113,6 +115,10 @@ class Agent:
         self._link = self._make_link()
         self._events = EventSender(options.device, self._link, parts.clock, lambda: self.states)
         self._consents = Consents(parts.disk)
+        self._evidence = RuntimeEvidence(
+            EvidenceFile(parts.disk), options.unproven_runtime, str(parts.facts.get("arch", ""))
+        )
+        self._evidence.listen(self._events.send_unproven)
         self._effects = self._make_effects()
         self._machine = UpdateMachine(options.limits)
         self._numbers = self._make_numbers()
@@ -125,7 +131,7 @@ class Agent:
             options.fleet,
             journal=parts.journal,
             inference=parts.inference,
-            facts=lambda: {**parts.facts, **self._condition.facts},
+            facts=lambda: {**parts.facts, **self._condition.facts, **self._evidence.facts},
             states=lambda: self.states,
             clock=parts.clock,
             held=lambda: self._follower.held if self._follower else {},
@@ -159,7 +165,7 @@ class Agent:
             trust=self._trust,
             fetcher=self._fetcher,
             inference=parts.inference,
-            checks=BundleChecks(parts.self_test, parts.mismatches, self._options.probation),
+            checks=BundleChecks(parts.self_test, parts.mismatches, self._options.probation, self._evidence),
             conditions=Conditions(self._consents, parts.clock),
             download=download,
             clock=parts.clock,
@@ -191,6 +197,11 @@ class Agent:
     def events(self) -> EventSender:
         """Sends events of this device."""
         return self._events
+
+    @property
+    def evidence(self) -> RuntimeEvidence:
+        """Judges bundles by the runtime versions of this device."""
+        return self._evidence
 
     async def start(self) -> None:
         """Resume from the journal and make installed models answer; needs no broker.
@@ -337,6 +348,13 @@ class Agent:
             commands.run(),
             telemetry.run(options.telemetry_seconds),
             self._condition.run(timings.condition_survey_seconds),
+            self._evidence.run(
+                self._effects.find_target,
+                parts.transport.wait_connected,
+                self._recovery.load_again,
+                self._link.changed,
+                timings.evidence_survey_seconds,
+            ),
             confirm_settings(parts.remote.overlay, parts.transport.wait_connected),
             watch_crashes(
                 inference.counters,

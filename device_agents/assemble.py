@@ -40,6 +40,7 @@ from device_agents.remote.overlay import Overlay, RemoteSettings, with_values
 from device_agents.remote_commands import RemoteParts
 from device_agents.storage.footprints import DiskFootprints
 from device_agents.storage.journal import Journal
+from device_agents.update.evidence_rules import Policy
 from device_agents.update.probation import ProbationLimits
 from edgekit.bundle.compat import Facts, mismatches
 from edgekit.clock import SystemClock
@@ -248,6 +249,7 @@ def agent_options(settings: AgentSettings) -> AgentOptions:
         download=settings_group(DownloadOptions, settings, quiet_hours=quiet_hours, metered=metered_link(settings)),
         limits=settings_group(Limits, settings),
         probation=settings_group(ProbationLimits, settings, prefix="probation_"),
+        unproven_runtime=Policy(settings.unproven_runtime),
     )
 
 
@@ -314,6 +316,8 @@ def make_agent(
     inference.listen_certificates(agent.events.send_certificate)
     inference.listen_budgets(agent.events.send_budget)
     inference.listen_drift(agent.events.send_drift)
+    inference.certificates.use_evidence(agent.evidence.of, facts.arch)
+    agent.evidence.on_renewed(inference.certificates.renew)
     inference.ask_consent(agent.consent)
     return agent
 

@@ -11,8 +11,10 @@ from device_agents.control.memory_events import SURVEY_SECONDS
 from device_agents.control.requests import METADATA_TIMEOUT_SECONDS
 from device_agents.deployment import Limits
 from device_agents.download.options import DownloadOptions
+from device_agents.update.evidence_rules import Policy
 from device_agents.update.probation import ProbationLimits
 from device_agents.update.runner import JOURNAL_RETRY_SECONDS
+from device_agents.update.runtime_evidence import SURVEY_SECONDS as EVIDENCE_SURVEY_SECONDS
 
 
 class AgentTimings(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +27,7 @@ class AgentTimings(msgspec.Struct, frozen=True, kw_only=True):
         journal_retry_seconds: Delay before a failed write of the journal is tried again.
         crash_survey_seconds: Interval at which the crash counters are read.
         memory_survey_seconds: Interval at which the memory of models is measured.
+        evidence_survey_seconds: Interval at which evidence is fetched, while a runtime's version has none.
         condition_survey_seconds: Interval at which the facts that change are read.
     """
 
@@ -34,6 +37,7 @@ class AgentTimings(msgspec.Struct, frozen=True, kw_only=True):
     journal_retry_seconds: float = JOURNAL_RETRY_SECONDS
     crash_survey_seconds: float = CRASH_SURVEY_SECONDS
     memory_survey_seconds: float = SURVEY_SECONDS
+    evidence_survey_seconds: float = EVIDENCE_SURVEY_SECONDS
     condition_survey_seconds: float = CONDITION_SURVEY_SECONDS
 
 
@@ -47,6 +51,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
         download: Limits of downloads.
         limits: Times and counts of a deployment.
         probation: Limits for live requests in probation.
+        unproven_runtime: What to do with a bundle on a runtime version that it has no evidence for.
         timings: Other intervals and time-outs.
     """
 
@@ -57,4 +62,5 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     download: DownloadOptions = DownloadOptions()
     limits: Limits = Limits()
     probation: ProbationLimits = ProbationLimits()
+    unproven_runtime: Policy = Policy.WARN
     timings: AgentTimings = AgentTimings()

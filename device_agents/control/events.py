@@ -74,6 +74,10 @@ class EventSender:
         """Send an event about inputs or answers that begin or cease to differ; `error` is the subject that begins."""
         self.send(kind, model, error, message, detail)
 
+    def send_unproven(self, model: str, message: str, detail: dict[str, Any]) -> None:
+        """Send an event about a bundle on a version of its runtime that it has no good evidence for."""
+        self.send("runtime-unproven", model, "", message, detail)
+
     def send_growth(self, grown: Grown) -> None:
         """Send an event about a model, or the agent, that holds far more memory than after loading."""
         message = growth_text(grown)

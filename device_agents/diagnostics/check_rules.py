@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from device_agents.update.evidence_rules import Policy, refuses_start
+from edgekit.bundle.evidence import Standing, made_with, standing_text
+from edgekit.bundle.manifest import Manifest
 from edgekit.errors import SettingsError, UnavailableError
 from edgekit.serving.oip.tensor_data import NAMES
 from edgekit.tensors import TensorSpec
@@ -118,3 +121,30 @@ def judge_providers(present: Sequence[str], wanted: Sequence[str], *, required: 
             advice="Install an ONNX Runtime with it (for GPUs: edgekit[onnx-gpu]), or remove it from agent.toml.",
         )
     return f"{has}; missing: {', '.join(missing)}" if missing else has
+
+
+def judge_evidence(manifest: Manifest, running: str, found: Standing, policy: Policy) -> str:
+    """Check the version of the runtime that runs an installed bundle.
+
+    Args:
+        manifest: The bundle.
+        running: Package and version that provide its runtime here.
+        found: What is known of the bundle with that version.
+        policy: The setting `unproven_runtime`.
+
+    Returns:
+        The finding, as text.
+
+    Raises:
+        UnavailableError: the version gave wrong answers, or the policy refuses one without evidence.
+    """
+    if found is Standing.PROVEN:
+        return f"{manifest.name} {manifest.version} is proven with {running or 'no runtime'}"
+    text = standing_text(manifest, running, found)
+    if found is Standing.REFUTED or refuses_start(found, policy):
+        raise UnavailableError(
+            text,
+            advice=f"Install {made_with(manifest)}, or run where the bundle is: edgekit recheck BUNDLE --runtime "
+            f"{running.replace(' ', '==')} --registry URL",
+        )
+    return text

@@ -20,7 +20,7 @@ from device_agents.assemble import (
     threshold_warnings,
     without_user,
 )
-from device_agents.diagnostics.check_rules import judge_clock, judge_providers
+from device_agents.diagnostics.check_rules import judge_clock, judge_evidence, judge_providers
 from device_agents.diagnostics.cloud_check import check_cloud
 from device_agents.diagnostics.pending import pending_deployments
 from device_agents.facts import measure_facts
@@ -28,10 +28,13 @@ from device_agents.inference.egress_rules import stricter
 from device_agents.inference.options import ALLOWED, DECODED, NEVER, CloudOptions, ServiceOptions
 from device_agents.inference.retry_budget import RetryBudget
 from device_agents.remote.overlay import Overlay
+from device_agents.storage.evidence import EvidenceFile
 from device_agents.storage.journal import Journal
 from device_agents.storage.slot_check import check_slot
 from device_agents.storage.slots import Slots
+from device_agents.update.evidence_rules import Policy
 from edgekit.bundle.compat import Facts
+from edgekit.bundle.evidence import standing
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.state import state_links
 from edgekit.errors import CloudError, DataError, EdgekitError, SettingsError, UnavailableError
@@ -40,6 +43,7 @@ from edgekit.settings import AgentSettings
 from edgekit.settings.groups import settings_group
 from edgekit.storage.disk import FolderDisk
 from edgekit.trust.keys import load_signer
+from edgekit.versions import runtime_version
 
 BROKER_SECONDS = 5.0
 PROBE_NAME = "check.tmp"
@@ -68,6 +72,7 @@ def checks_of(settings: AgentSettings, config: Path, overlay: Overlay | None = N
         "link": checks.link,
         "runtimes": checks.runtimes,
         "providers": checks.providers,
+        "evidence": checks.evidence,
         "broker": checks.broker,
         "fallback": checks.fallback,
         **({"cloud tier": checks.cloud} if settings.all_cloud_urls() else {}),
@@ -157,6 +162,17 @@ class _Checks:
     def providers(self) -> str:
         required = self._settings.require_providers
         return judge_providers(self._facts.providers, self._settings.providers, required=required)
+
+    def evidence(self) -> str:
+        folder = self._folder()
+        file, policy, found = EvidenceFile(folder), Policy(self._settings.unproven_runtime), []
+        for name, state in sorted(Journal(folder).models().items()):
+            if state.active is not None:
+                manifest = Slots(folder, name).manifest(state.active.slot, state.active.digest)
+                running = runtime_version(manifest.runtime)
+                stands = standing(manifest, running, self._facts.arch, file.get(name, state.active.digest))
+                found.append(judge_evidence(manifest, running, stands, policy))
+        return "; ".join(found) or "no bundle is installed"
 
     def broker(self) -> str:
         asyncio.run(check_broker(self._settings, BROKER_SECONDS))

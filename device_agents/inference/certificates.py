@@ -10,8 +10,9 @@ from typing import Any
 
 from device_agents.inference.certified import Held, News
 from device_agents.inference.refutation_store import RefutationStore
+from edgekit.bundle.evidence import Evidence, equal_versions
 from edgekit.bundle.manifest import Manifest
-from edgekit.certificate.document import certificate_entry, parse_certificate, void_reasons
+from edgekit.certificate.document import Certificate, certificate_entry, parse_certificate, void_reasons
 from edgekit.errors import EdgekitError, ManifestError
 from edgekit.protocols import Disk
 from edgekit.sealing.opening import read_file
@@ -19,6 +20,7 @@ from edgekit.versions import runtime_version
 
 _log = logging.getLogger(__name__)
 
+EvidenceOf = Callable[[str, str], tuple[Evidence, ...]]  # model, digest
 Listener = Callable[[str, str, str, dict[str, Any]], None]
 
 
@@ -32,6 +34,9 @@ class Certificates:
 
     def __init__(self, per_day: int, disk: Disk | None = None) -> None:
         self._per_day, self._store = per_day, RefutationStore(disk)
+        self._evidence: EvidenceOf = lambda model, digest: ()
+        self._arch = ""
+        self._manifests: dict[str, Manifest] = {}
         self._held: dict[str, tuple[str, Held | None]] = {}
         self._listener: Listener | None = None
         self._untold: list[tuple[str, str, str, dict[str, Any]]] = []
@@ -41,6 +46,10 @@ class Certificates:
         self._listener = listener
         while self._untold:
             listener(*self._untold.pop(0))
+
+    def use_evidence(self, evidence: EvidenceOf, arch: str) -> None:
+        """Take signed evidence that another runtime version gives the same bits on this architecture into account."""
+        self._evidence, self._arch = evidence, arch
 
     def of(self, model: str, digest: str) -> Held | None:
         """The certificate of the bundle `digest` of a model; None where it has none that can be read."""
@@ -64,7 +73,8 @@ class Certificates:
         except (EdgekitError, OSError) as error:
             self.tell(News.VOID, model, f"the certificate cannot be read: {error}", {})
             return
-        void = tuple(void_reasons(certificate, manifest, runtime_version(manifest.runtime)))
+        self._manifests[model] = manifest
+        void = self._void(model, manifest, certificate)
         held = Held(certificate, void, self._per_day)
         self._store.restore(held)
         self._held[model] = (digest, held)
@@ -73,9 +83,21 @@ class Certificates:
                 News.VOID, model, "the certificate does not hold here: " + "; ".join(void), {"id": certificate.id}
             )
 
+    def renew(self, model: str) -> None:
+        """Judge the certificate of a model again, because its bundle has new evidence."""
+        found, manifest = self._held.get(model), self._manifests.get(model)
+        if found is not None and found[1] is not None and manifest is not None and manifest.digest == found[0]:
+            found[1].void = self._void(model, manifest, found[1].certificate)
+
+    def _void(self, model: str, manifest: Manifest, certificate: Certificate) -> tuple[str, ...]:
+        running = runtime_version(manifest.runtime)
+        same = equal_versions(running, self._arch, self._evidence(model, manifest.digest))
+        return tuple(void_reasons(certificate, manifest, running, same))
+
     def forget(self, model: str) -> None:
         """Drop the certificate of a model that is no longer active."""
         self._held.pop(model, None)
+        self._manifests.pop(model, None)
 
     async def explored(self, held: Held) -> None:
         """Store the evidence on a certificate, now and then, and a refutation at once."""

@@ -81,6 +81,7 @@ class InferenceService:
 
     Attributes:
         load: The function that opens a bundle's runtime; it blocks.
+        certificates: The offload certificates of the active bundles.
     """
 
     def __init__(
@@ -108,14 +109,14 @@ class InferenceService:
             functools.lru_cache(maxsize=256)(lambda model: CloudOptions.of(service, own.get(model)))
         )
         self._budgets = Budgets(service.budget, lambda model: cloud_options(model).budget, self._clock, disk)
-        self._certificates = Certificates(service.explorations_per_day, disk)
+        self.certificates = Certificates(service.explorations_per_day, disk)
         self._observer = Observer(service, cloud_options, self._limits, self._clock, disk)
         self._fallback = self._explorer = None
         endpoints = endpoints_of(cloud)
         if endpoints is not None:
             timeout, share = service.cloud_timeout_seconds, service.exploration_share
             self._fallback = Fallback(endpoints, self._clock, timeout, cloud_options, spread, self._budgets, hold)
-            self._explorer = Explorer(self._fallback, self._certificates, self._clock, share, spread)
+            self._explorer = Explorer(self._fallback, self.certificates, self._clock, share, spread)
 
         def options_of(model: str) -> ModelOptions:
             return own[model].over(defaults) if model in own else defaults
@@ -144,7 +145,7 @@ class InferenceService:
             cloud_options,
             self._clock,
             self._prepare_again,
-            self._certificates,
+            self.certificates,
             self._explorer,
             self._shadowing,
         )
@@ -161,7 +162,7 @@ class InferenceService:
         """Answer the accepted requests, then unload every model."""
         if self._explorer is not None:
             await self._explorer.close()
-        await self._certificates.close()
+        await self.certificates.close()
         await self._manager.close()
         await self._budgets.close()
         await self._observer.drift.close()
@@ -192,7 +193,7 @@ class InferenceService:
                 self._limits.settle(model, before)
             raise
         self._limits.settle(model, manifest.may_send)
-        self._certificates.take(model, manifest, folder)
+        self.certificates.take(model, manifest, folder)
         self._observer.drift.take(model, manifest, folder)
 
     async def try_bundle(self, manifest: Manifest, folder: Path) -> SelfTest:
@@ -224,7 +225,7 @@ class InferenceService:
 
     def listen_certificates(self, listener: CertificateListener) -> None:
         """Call ``listener(kind, model, message, detail)`` where a certificate is void, or refuted in the field."""
-        self._certificates.listen(listener)
+        self.certificates.listen(listener)
 
     def listen_budgets(self, listener: BudgetListener) -> None:
         """Call ``listener(kind, model, message, detail)`` once a day for each cloud budget that is spent."""
@@ -237,7 +238,7 @@ class InferenceService:
     async def deactivate(self, model: str) -> None:
         """Answer the accepted requests of a model, then unload it. No error for an unknown model."""
         await self._manager.deactivate(model)
-        self._certificates.forget(model)
+        self.certificates.forget(model)
         self._observer.drift.forget(model)
 
     async def self_test(self, model: str) -> SelfTest:

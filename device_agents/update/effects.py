@@ -46,6 +46,8 @@ from device_agents.storage.slots import Slots, verify_file
 from device_agents.threads import in_thread
 from device_agents.update.conditions import Conditions
 from device_agents.update.probation import ProbationLimits, enough, live_faults
+from device_agents.update.runtime_evidence import RuntimeEvidence
+from edgekit.bundle.evidence import Evidence, parse_evidence
 from edgekit.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from edgekit.deltas.description import parse_offers
 from edgekit.errors import (
@@ -80,11 +82,13 @@ class BundleChecks(NamedTuple):
         self_test: Tests a staged bundle on its golden samples, in a runtime of its own.
         mismatches: Gives every reason why a manifest does not fit this device.
         probation: Limits for live answers in probation.
+        evidence: Judges the version of the runtime; None where it is not judged.
     """
 
     self_test: SelfTester
     mismatches: Callable[[Manifest], list[str]]
     probation: ProbationLimits = ProbationLimits()
+    evidence: RuntimeEvidence | None = None
 
 
 class Effects:
@@ -169,20 +173,31 @@ class Effects:
             log.exception("%s: %s met an unexpected error", model, effect.value)
             return self._failed(error)
 
-    async def load(self, model: str, installed: Installed) -> None:
+    async def load(self, model: str, installed: Installed, *, start: bool = False) -> None:
         """Load the bundle of a slot and let it answer; nothing when it already answers.
+
+        Args:
+            model: Name of the model.
+            installed: The bundle.
+            start: The agent has started, and its runtime may be another version than when the bundle was tested.
 
         Raises:
             DiskError, VerificationError, ManifestError, RuntimeLoadError: the bundle cannot be loaded.
+            CompatibilityError, SelfTestError: after a start, the version of the runtime is refused, or gives wrong
+                answers.
         """
         if self._live.get(model) == (installed.slot, installed.digest):
             return
         slots = Slots(self._disk, model)
         manifest = await in_thread(slots.manifest, installed.slot, installed.digest)
         self._live.pop(model, None)  # unknown during the change, and after a cancelled one
+        evidence = self._checks.evidence
         # The bundle passed its test when it was staged. Probation, or the slot check after a start, tests it live.
-        await self._inference.activate(model, manifest, slots.path(installed.slot), compare=False)
+        compare = await evidence.check_start(manifest) if start and evidence is not None else False
+        await self._inference.activate(model, manifest, slots.path(installed.slot), compare=compare)
         self._live[model] = (installed.slot, installed.digest)
+        if evidence is not None:
+            await evidence.activated(manifest)
 
     async def uninstall(self, model: str, *, keep: UpdateRecord | None) -> None:
         """Stop answering for a model, and remove its files. The journal comes first: a cut leaves unused files at most.
@@ -200,6 +215,8 @@ class Effects:
         if keep is not None:
             await in_thread(self._journal.save, model, keep)
         await in_thread(self._conditions.forget, model)
+        if self._checks.evidence is not None:
+            await self._checks.evidence.forget(model)
         for folder in (f"{INCOMING}/{model}", Slots(self._disk, model).root):
             await in_thread(self._disk.remove, folder)
 
@@ -260,9 +277,13 @@ class Effects:
             count=lambda size: self._note_fetched(deployment.name, size),
         )
         self._fetched.pop(deployment.name, None)
-        self._check(parse_manifest(data), deployment)
+        manifest, custom = parse_manifest(data), target_file.custom if target_file else {}
+        evidence = parse_evidence(custom)
+        self._check(manifest, deployment, evidence)
         await in_thread(self._save_manifest, deployment, data)
-        offers = parse_offers(target_file.custom if target_file else {})
+        if self._checks.evidence is not None:
+            await self._checks.evidence.keep(manifest, evidence)
+        offers = parse_offers(custom)
         await in_thread(save_offers, self._disk, _incoming(deployment), offers)
 
     async def find_target(self, path: str) -> TargetFile | None:
@@ -280,7 +301,7 @@ class Effects:
             await in_thread(self._trust.refresh, self._clock.wall(), self._journal.record.metadata)
             await in_thread(self._journal.note_metadata, self._trust.versions)
 
-    def _check(self, manifest: Manifest, deployment: Deployment) -> None:
+    def _check(self, manifest: Manifest, deployment: Deployment, evidence: tuple[Evidence, ...]) -> None:
         found = (manifest.name, manifest.target, manifest.version)
         expected = (deployment.name, deployment.target, deployment.version)
         if found != expected:
@@ -288,6 +309,8 @@ class Effects:
         reasons, limit = self._checks.mismatches(manifest), self._download_options.max_bundle_bytes
         if manifest.total_bytes > limit:
             reasons = [*reasons, f"it has {manifest.total_bytes} bytes, this device takes {limit}"]
+        if not reasons and self._checks.evidence is not None:
+            reasons = self._checks.evidence.check_update(manifest, evidence)
         if reasons:
             raise CompatibilityError(reasons)
 

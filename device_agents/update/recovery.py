@@ -12,7 +12,7 @@ from device_agents.protocols import Inference
 from device_agents.storage.journal import Journal
 from device_agents.update.effects import Effects
 from device_agents.update.runner import Updater
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, SelfTestError
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +50,33 @@ class Recovery:
         while installed is not None:
             installed = await self._load(model, installed)
 
+    async def load_again(self, model: str) -> None:
+        """Load the installed bundle of a model that was refused at the start and may be used now.
+
+        Raises:
+            EdgekitError: it cannot be loaded.
+        """
+        updater = self._updaters.get(model)
+        if updater is None or updater.state.name is not UpdateState.IDLE or updater.state.active is None:
+            return  # an update loads its bundle itself
+        installed = updater.state.active
+        await self._effects.load(model, installed)
+        if updater.state.active not in (None, installed):  # an update has ended meanwhile
+            await self._effects.load(model, updater.state.active)
+
     async def examine_slots(self) -> None:
         """Check the active slot of each model, once after each start; loading a bundle does not find every damage."""
         for model, updater in list(self._updaters.items()):
             state = updater.state
             if state.name is not UpdateState.IDLE or state.active is None:
                 continue  # an update checks its files itself
-            answering = await self._passes_self_test(model)
-            damaged = await self._effects.examine(model, state.active, state, answering=answering)
+            fault = await self._self_test_fault(model)
+            damaged = await self._effects.examine(model, state.active, state, answering=fault is None)
+            if damaged is None and isinstance(fault, SelfTestError):
+                # The files are whole, so the runtime or the machine answers otherwise than when it was installed.
+                self._notify(
+                    "self-test-failed", model, type(fault).__name__, str(fault), {"digest": state.active.digest}
+                )
             if damaged is not None and updater.state.active == state.active and updater.state.name is UpdateState.IDLE:
                 self._notify_damage(model, state.active, damaged)
                 updater.damaged(damaged)
@@ -65,7 +84,7 @@ class Recovery:
     async def _load(self, model: str, installed: Installed) -> Installed | None:
         """Load a slot; return the bundle to load instead when the slot is damaged."""
         try:
-            await self._effects.load(model, installed)
+            await self._effects.load(model, installed, start=True)
             log.info("%s %s answers from slot %s", model, installed.version, installed.slot)
         except EdgekitError as error:
             updater = self._updaters[model]
@@ -78,14 +97,14 @@ class Recovery:
             self._notify("load-failed", model, type(error).__name__, str(error), {})
         return None
 
-    async def _passes_self_test(self, model: str) -> bool:
-        """True when the live model answers its golden samples."""
+    async def _self_test_fault(self, model: str) -> Exception | None:
+        """Why the live model does not answer its golden samples; None when it does."""
         try:
             await self._inference.self_test(model)
         except (EdgekitError, asyncio.TimeoutError) as error:
             log.error("%s does not pass its self-test: %s", model, error)
-            return False
-        return True
+            return error
+        return None
 
     def _notify_damage(self, model: str, installed: Installed, damaged: Damaged) -> None:
         detail = {"version": installed.version, "digest": installed.digest, "slot": installed.slot}

@@ -33,6 +33,7 @@ class Facts(msgspec.Struct, frozen=True):
         disk_mib: Size of the file system of the agent's state; 0 where unknown.
         accelerators: Accelerators whose drivers are there, for example ``coral-edgetpu``.
         tags: From the device's own settings.
+        unproven: By model, the runtime version that its installed bundle has no good evidence for.
     """
 
     target: str
@@ -49,6 +50,7 @@ class Facts(msgspec.Struct, frozen=True):
     disk_mib: int = 0
     accelerators: tuple[str, ...] = ()
     tags: dict[str, str] = {}
+    unproven: dict[str, str] = {}
 
 
 def mismatches(manifest: Manifest, facts: Facts) -> list[str]:

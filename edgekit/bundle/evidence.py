@@ -128,14 +128,14 @@ def standing(manifest: Manifest, running: str, arch: str, evidence: Iterable[Evi
     return Standing.UNPROVEN
 
 
-def same_answers(first: str, second: str, arch: str, evidence: Iterable[Evidence]) -> bool:
-    """True if two runtime versions give equal bits: they are the same, or a chain of comparisons says so."""
+def equal_versions(running: str, arch: str, evidence: Iterable[Evidence]) -> frozenset[str]:
+    """The runtime versions that give the same bits as `running`, itself included: chains of comparisons say so."""
     pairs = [(one.compared, one.against) for one in evidence if one.outcome == EQUAL and one.arch == arch]
-    reached, size = {first}, 0
+    reached, size = {running}, 0
     while len(reached) > size:
         size = len(reached)
         reached |= {name for pair in pairs if reached & set(pair) for name in pair}
-    return second in reached
+    return frozenset(reached)
 
 
 def standing_text(manifest: Manifest, running: str, found: Standing) -> str:

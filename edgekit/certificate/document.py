@@ -6,7 +6,7 @@ It is the file ``certificate.json`` of a bundle, in canonical JSON; the certific
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -161,20 +161,24 @@ def processing_digest(manifest: Manifest) -> str:
     return hashlib.sha256(msgspec.json.encode([manifest.processing, files], order="sorted")).hexdigest()
 
 
-def void_reasons(certificate: Certificate, manifest: Manifest, runtime_version: str) -> list[str]:
+def void_reasons(
+    certificate: Certificate, manifest: Manifest, runtime_version: str, equal_versions: Collection[str] = ()
+) -> list[str]:
     """Why the certificate does not hold on this device; empty where it holds.
 
     Args:
         certificate: The certificate.
         manifest: The bundle that has it.
         runtime_version: Version of the runtime that runs the bundle here.
+        equal_versions: Versions with which the bundle gives the same bits as here, by signed evidence.
     """
     bound = certificate.bound
+    runs = bound.runtime_version if bound.runtime_version in equal_versions else runtime_version
     pairs = (
         ("the edge artifact", manifest.file(ROLE_MODEL).sha256, bound.edge_model),
         ("the preprocessing", processing_digest(manifest), bound.processing),
         ("the runtime", manifest.runtime, bound.runtime),
-        ("the runtime's version", runtime_version, bound.runtime_version),
+        ("the runtime's version", runs, bound.runtime_version),
         ("the decision output", manifest.task.output, certificate.output),
         ("the kind of scores", manifest.task.scores, certificate.score.scores),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +15,7 @@ from edgekit.rollout.agent_needs import SHADOW, SINCE, Ignoring, can_shadow, ign
 from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.plan import RETURN, RolloutPlan, Wave
 from edgekit.rollout.preflight import refusal
+from edgekit.rollout.unproven import Unproven, unproven
 from edgekit.trust.assignment import Entry
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Planned(msgspec.Struct, frozen=True):
         ignoring: The devices whose agent is too old for conditions and gates of the plan; None if there are none.
         unable: Devices that cannot compare the new model with their active one, where the plan asks for it: their agent
             is too old or has not reported yet. They get it last.
+        unproven: The devices with a runtime version that their bundle has no good evidence for.
     """
 
     devices: int
@@ -44,6 +46,7 @@ class Planned(msgspec.Struct, frozen=True):
     plan: RolloutPlan
     ignoring: Ignoring | None = None
     unable: tuple[str, ...] = ()
+    unproven: tuple[Unproven, ...] = ()
 
     def check_refusals(self, name: str, version: str) -> None:
         """Raise RefusedError when no device of the rollout would take the bundle."""
@@ -100,6 +103,7 @@ def plan_rollout(
         plan=plan,
         ignoring=ignoring(plan_needs(plan), {one.device: one.edgekit for one in members if one.target in entries}),
         unable=unable,
+        unproven=tuple(_unproven(releases, members)),
     )
     return planned, entries
 
@@ -194,6 +198,13 @@ def _too_old(releases: Mapping[str, Release], members: Sequence[DeviceView]) -> 
         if old := too_old(release.manifest, names):
             found[target] = old
     return found
+
+
+def _unproven(releases: Mapping[str, Release], members: Sequence[DeviceView]) -> Iterator[Unproven]:
+    """The devices of the rollout whose runtime version is not proven for their bundle."""
+    for target, release in releases.items():
+        facts = {device.device: device.facts for device in members if device.target == target}
+        yield from unproven(target, release.manifest, release.evidence, facts)
 
 
 def _refusals(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -300,6 +300,15 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             "times before that, the device rolls back."
         ),
     ] = 600.0
+
+    unproven_runtime: Annotated[
+        Literal["warn", "test", "refuse"],
+        Meta(
+            description="What to do with a bundle on a version of its runtime that it was not made with and that no "
+            "signed evidence covers: `warn` uses it and reports it; `test` runs its golden samples first, also at a "
+            "start; `refuse` does not use it."
+        ),
+    ] = "warn"
 
     # The cloud tier. [models.NAME] sets cloud_url, cloud_model, fallback_threshold, send_inputs and budgets of a model.
     cloud_url: CloudUrl = ""

@@ -109,6 +109,8 @@ def _note_exceptions(planned: Planned) -> None:
         note(f"{count_of_devices(len(planned.unable))} cannot compare and will get it last: {names}")
     if planned.ignoring:
         note(planned.ignoring.message)
+    for one in planned.unproven:
+        note(one.message)
     for device, reason in sorted(planned.refusals.items())[:MAX_SHOWN]:
         note(f"{device} will refuse it: {reason}")
     if len(planned.refusals) > MAX_SHOWN:

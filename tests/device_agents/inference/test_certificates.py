@@ -12,6 +12,7 @@ from device_agents.inference.certified import Held
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.refutation_store import FILE_NAME, MOST_CERTIFICATES, RefutationStore
 from device_agents.inference.service import InferenceService
+from edgekit.bundle.evidence import Evidence
 from edgekit.bundle.manifest import ROLE_MODEL, file_entry
 from edgekit.certificate.document import CERTIFICATE_NAME, ROLE_CERTIFICATE, Bound, Bounded, Certificate
 from edgekit.certificate.scoring import ScoreFunction, score
@@ -141,6 +142,29 @@ async def test_a_void_certificate_is_told_and_not_used(tmp_path, cloud):
     assert "edgekit_certificate" not in got
     assert [one[0] for one in news] == ["certificate-void"]
     assert "certified was onnxruntime 0.9" in news[0][2]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["known", "learned"])
+async def test_equal_bits_on_another_version_keep_a_certificate(tmp_path, cloud, before):
+    """Signed evidence that the installed version gives the certified version's bits, known at the start or later."""
+    manifest, certificate = certified_bundle(tmp_path, threshold=0.5, runtime="onnxruntime 0.9")
+    x, _ = rows_by_margin(manifest, tmp_path)
+    package, _, version = runtime_version("onnxruntime").partition(" ")
+    evidence = [Evidence(package, version, "aarch64", "within-budget", "onnxruntime 0.9", "a" * 64)]
+    equal = Evidence(package, version, "aarch64", "equal", "onnxruntime 0.9", "b" * 64)
+    news = []
+    async with InferenceService(cloud=cloud) as service:
+        service.certificates.use_evidence(lambda model, digest: tuple(evidence), "aarch64")
+        service.listen_certificates(lambda *one: news.append(one[0]))
+        if before:
+            evidence.append(equal)
+        await service.activate("pair", manifest, tmp_path)
+        evidence.append(equal)
+        service.certificates.renew("pair")
+        await service.infer("pair", {"x": x[:1]})  # the cloud tier says which model it has
+        sure = (await service.infer("pair", {"x": x[-1:]})).parameters
+    assert sure["edgekit_certificate"] == certificate.id
+    assert news == ([] if before else ["certificate-void"])
 
 
 async def test_a_damaged_certificate_leaves_the_model_answering(tmp_path, cloud):

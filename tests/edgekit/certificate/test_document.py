@@ -71,5 +71,7 @@ def test_any_change_of_what_it_is_bound_to_voids_it(certificate, manifest, tmp_p
         bound = msgspec.structs.replace(certificate.bound, **{name: value})
         changed = msgspec.structs.replace(certificate, bound=bound)
         assert len(void_reasons(changed, manifest, RUNTIME)) == 1
+    assert void_reasons(certificate, manifest, "onnxruntime 2.0", {RUNTIME, "onnxruntime 2.0"}) == []
+    assert len(void_reasons(certificate, manifest, "onnxruntime 2.0", {"onnxruntime 2.0"})) == 1
     renamed = msgspec.structs.replace(certificate, output="other")
     assert "the decision output" in void_reasons(renamed, manifest, RUNTIME)[0]

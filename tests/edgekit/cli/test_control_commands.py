@@ -14,9 +14,12 @@ import pytest
 from edgekit import __version__
 from edgekit.bundle.bindings import Binding
 from edgekit.mqtt.messages import Event, Outcome, Reported, Running
+from edgekit.registry.evidence import sign_evidence
 from edgekit.rollout.values import RolloutState
 from edgekit.settings import AgentSettings, load_settings, tls_files
+from edgekit.storage.stores import open_store
 from edgekit.tensors import DType, TensorSpec
+from edgekit.trust.repository import Repository
 from tests.simulators.control import write_bundle
 from tests.simulators.pki import Pki
 from tests.simulators.shell import TARGET, Shell, enroll, report, survey
@@ -254,6 +257,43 @@ def test_devices_that_are_too_old_for_a_bundle_are_named(shell):
         assert f"{TARGET}: {said}" in err
     _, err = shell("edgekit registry publish 1.1.0")
     assert "cannot read" not in err
+
+
+def test_devices_on_a_runtime_without_evidence_are_counted(shell):
+    """Before anything is sent: by target and version, with what to type; evidence of the registry counts."""
+    runtimes = {
+        "pi-1": {"litert": "2.3.0", "tflite-runtime": "2.14.0"},
+        "pi-2": {"litert": "2.4.0"},
+        "pi-3": {"tflite-runtime": "2.14.0"},
+        "pi-4": {},
+    }
+    enroll(shell, *runtimes)
+    state = shell.state()
+    for name, versions in runtimes.items():
+        facts = {"arch": "aarch64", "runtimes": versions}
+        state.devices.save_report(Reported(name, "f1", 1, 0.0, 1, {}, {}, facts=facts), time.time())
+    state.close()
+    manifest = write_bundle(shell.folder / "2.0.0", "digits", "2.0.0")
+    manifest = msgspec.structs.replace(manifest, tools={"ai-edge-litert": "2.3.0"})
+    (shell.folder / "2.0.0" / "manifest.json").write_bytes(manifest.canonical_bytes())
+    shell("edgekit registry publish 2.0.0")
+    start = "edgekit rollout start digits 2.0.0"
+    plan = shell.json(f"{start} --dry-run --json")
+    assert {one["runtime"]: one["devices"] for one in plan["unproven"]} == {
+        "ai-edge-litert 2.4.0": ["pi-2"],
+        "tflite-runtime 2.14.0": ["pi-3"],
+    }
+    said = shell(f"{start} --dry-run")[1]
+    assert f"{TARGET}: 1 device runs ai-edge-litert 2.4.0, which the bundle has no evidence for" in said
+    assert "edgekit recheck BUNDLE --runtime tflite-runtime==2.14.0" in said
+    store = open_store((shell.folder / "registry").as_uri())
+    repository = Repository(store, shell.folder / "keys")
+    for package, version, outcome in (("ai-edge-litert", "2.4.0", "equal"), ("tflite-runtime", "2.14.0", "worse")):
+        found = {"package": package, "version": version, "arch": "aarch64", "outcome": outcome}
+        sign_evidence(store, repository, manifest, b"report", against="ai-edge-litert 2.3.0", **found)
+    said = shell(start)[1]
+    assert "2.4.0" not in said
+    assert "runs tflite-runtime 2.14.0, with which the bundle gave wrong answers, and will refuse it (pi-3)" in said
 
 
 def test_agents_that_ignore_conditions_are_named(shell):
