@@ -282,7 +282,7 @@ def import_command(path: Path, config: Path, as_json: bool) -> int:
         )
     if any(row.result == "refused" for row in rows):
         return RefusedError.exit_code
-    return 0 if all(row.result in ("succeeded", "current") for row in rows) else 1
+    return 0 if all(row.result in ("succeeded", "current", "uninstalled") for row in rows) else 1
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import msgspec
 from securesystemslib.signer import CryptoSigner
 
 from device_agents.control.events import EventSender
+from device_agents.control.renewal_rules import is_due
 from device_agents.control.requests import RequestClient
 from device_agents.threads import in_thread
 from edgekit.errors import DataError, DiskError, EdgekitError
@@ -110,11 +111,6 @@ class CertificateRenewal:
         self._parts.adopt()
         log.info("the certificate was renewed; the new one has connected")
         self._events.send("certificate-renewed", "", "", "the new certificate has connected", {"expires": end})
-
-
-def is_due(begin: float, end: float, now: float) -> bool:
-    """True where less than a third of a certificate's life is left; all wall clock seconds."""
-    return now > end - (end - begin) / 3
 
 
 def settle_pair(certificate: Path, key: Path, fresh: tuple[Path, Path]) -> None:

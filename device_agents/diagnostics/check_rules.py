@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from device_agents.control.renewal_rules import is_due, renewal_time
 from device_agents.update.evidence_rules import Policy, refuses_start
 from edgekit.bundle.evidence import Standing, made_with, standing_text
 from edgekit.bundle.manifest import Manifest
@@ -121,6 +122,44 @@ def judge_providers(present: Sequence[str], wanted: Sequence[str], *, required: 
             advice="Install an ONNX Runtime with it (for GPUs: edgekit[onnx-gpu]), or remove it from agent.toml.",
         )
     return f"{has}; missing: {', '.join(missing)}" if missing else has
+
+
+def _text(at: float) -> str:
+    return time.strftime(_FORMAT, time.gmtime(at))
+
+
+def judge_certificate(begin: float, end: float, now: float, *, renews: bool) -> str:
+    """Check the end of this device's TLS certificate.
+
+    Args:
+        begin, end: Its validity, wall clock seconds.
+        now: Wall clock seconds.
+        renews: The agent renews it, because its key is in a file of its own.
+
+    Returns:
+        Until when it is valid, and who renews it when.
+
+    Raises:
+        UnavailableError: it is not valid now, or is due and nobody renews it.
+    """
+    until = f"valid until {_text(end)}"
+    if now < begin:
+        raise UnavailableError(f"valid from {_text(begin)}, and now is {_text(now)}", advice="Set the clock.")
+    if now >= end:
+        raise UnavailableError(
+            f"it has expired: {until}, and now is {_text(now)}",
+            advice="Enroll it again, or: edgekit-agent join",
+        )
+    if not renews:
+        if is_due(begin, end, now):
+            raise UnavailableError(
+                f"{until}, and the agent does not renew it",
+                advice="Replace it, or set broker_key: the agent renews a certificate whose key is in its own file.",
+            )
+        return f"{until}; the agent does not renew it, because broker_key is not set"
+    if is_due(begin, end, now):
+        return f"{until}; the agent renews it when it is connected"
+    return f"{until}; the agent renews it from {_text(renewal_time(begin, end))} on"
 
 
 def judge_evidence(manifest: Manifest, running: str, found: Standing, policy: Policy) -> str:

@@ -20,7 +20,7 @@ from device_agents.assemble import (
     threshold_warnings,
     without_user,
 )
-from device_agents.diagnostics.check_rules import judge_clock, judge_evidence, judge_providers
+from device_agents.diagnostics.check_rules import judge_certificate, judge_clock, judge_evidence, judge_providers
 from device_agents.diagnostics.cloud_check import check_cloud
 from device_agents.diagnostics.pending import pending_deployments
 from device_agents.facts import measure_facts
@@ -38,6 +38,7 @@ from edgekit.bundle.evidence import standing
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.state import state_links
 from edgekit.errors import CloudError, DataError, EdgekitError, SettingsError, UnavailableError
+from edgekit.identity.authority import expiry_of
 from edgekit.sealing.keyring import Keyring
 from edgekit.settings import AgentSettings
 from edgekit.settings.groups import settings_group
@@ -73,6 +74,7 @@ def checks_of(settings: AgentSettings, config: Path, overlay: Overlay | None = N
         "runtimes": checks.runtimes,
         "providers": checks.providers,
         "evidence": checks.evidence,
+        **({"certificate": checks.certificate} if settings.broker_certificate else {}),
         "broker": checks.broker,
         "fallback": checks.fallback,
         **({"cloud tier": checks.cloud} if settings.all_cloud_urls() else {}),
@@ -173,6 +175,16 @@ class _Checks:
                 stands = standing(manifest, running, self._facts.arch, file.get(name, state.active.digest))
                 found.append(judge_evidence(manifest, running, stands, policy))
         return "; ".join(found) or "no bundle is installed"
+
+    def certificate(self) -> str:
+        path = self._settings.broker_certificate
+        assert path is not None
+        try:
+            begin, end = expiry_of(path.read_bytes())
+        except OSError as error:
+            raise SettingsError(f"{path} cannot be read: {error.strerror or error}") from error
+        renews = self._settings.broker_key is not None
+        return f"{path}, {judge_certificate(begin, end, time.time(), renews=renews)}"
 
     def broker(self) -> str:
         asyncio.run(check_broker(self._settings, BROKER_SECONDS))

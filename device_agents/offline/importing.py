@@ -14,11 +14,11 @@ from device_agents.offline.transport import FileTransport
 from device_agents.threads import in_thread
 from edgekit.bundle.manifest import BLOCK_BYTES, parse_manifest
 from edgekit.errors import DigestMismatchError, UnavailableError
-from edgekit.trust.assignment import Entry
+from edgekit.trust.assignment import Assignment, Entry
 from edgekit.update_file import UpdateFile
 
 POLL_SECONDS = 0.05
-CURRENT = "current"
+CURRENT, UNINSTALLED = "current", "uninstalled"
 DELAYED = ("deployment-delayed", "assignment-delayed")
 
 
@@ -26,8 +26,8 @@ class Imported(msgspec.Struct, frozen=True):
     """The end of one deployment.
 
     Attributes:
-        model, version: The bundle.
-        result: As `messages.Outcome.result`, or ``current`` if it ran before.
+        model, version: The bundle; of a removed model, the version that ran before, empty where none did.
+        result: As `messages.Outcome.result`, ``current`` if it ran before, or ``uninstalled`` for a removed model.
         error, message: Why it did not succeed; empty if it did.
     """
 
@@ -39,7 +39,7 @@ class Imported(msgspec.Struct, frozen=True):
 
 
 async def follow_file(agent: Agent, transport: FileTransport, file: UpdateFile, payload: bytes) -> list[Imported]:
-    """Run an agent until every bundle of an assignment is deployed or refused.
+    """Run an agent until every bundle of an assignment is deployed or refused, and every model to remove is removed.
 
     Args:
         agent: The agent; it has started, and uses `transport`.
@@ -59,7 +59,7 @@ async def follow_file(agent: Agent, transport: FileTransport, file: UpdateFile, 
         assignment = await agent.verify(payload)
         await in_thread(check_blobs, file, [one for one in assignment.entries.values() if not _runs(before, one)])
         agent.follow(assignment)
-        while not all(_rests(agent.states.get(name), entry) for name, entry in assignment.entries.items()):
+        while not _ended(agent.states, assignment):
             if running.done():
                 running.result()
             for event in transport.events:
@@ -69,7 +69,9 @@ async def follow_file(agent: Agent, transport: FileTransport, file: UpdateFile, 
                         advice="Mend the cause and import the file again; verified blocks are kept.",
                     )
             await asyncio.sleep(POLL_SECONDS)
-        return [_imported(name, entry, before, agent.states[name]) for name, entry in assignment.entries.items()]
+        removed = [Imported(name, _version(before.get(name)), UNINSTALLED) for name in assignment.uninstall]
+        ends = [_imported(name, entry, before, agent.states[name]) for name, entry in assignment.entries.items()]
+        return [*ends, *removed]
     finally:
         agent.stop()
         await asyncio.gather(running, return_exceptions=True)
@@ -98,6 +100,15 @@ def _checked_blocks(file: UpdateFile, digest: str, name: str) -> Iterator[bytes]
         yield block
     if found.hexdigest() != digest:
         raise DigestMismatchError(name, expected=digest, found=found.hexdigest())
+
+
+def _ended(states: Mapping[str, UpdateRecord], assignment: Assignment) -> bool:
+    deployed = all(_rests(states.get(name), entry) for name, entry in assignment.entries.items())
+    return deployed and not states.keys() & set(assignment.uninstall)
+
+
+def _version(state: UpdateRecord | None) -> str:
+    return state.active.version if state is not None and state.active is not None else ""
 
 
 def _rests(state: UpdateRecord | None, entry: Entry) -> bool:

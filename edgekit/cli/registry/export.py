@@ -90,8 +90,8 @@ def _orders(state: FleetState, settings: ControlSettings, who: str) -> tuple[lis
         if not names:
             raise state.nobody(cohort)
     stored = {name: state.assignments.get(name) for name in names}
-    idle = [name for name, one in stored.items() if one is None or not one.entries]
-    busy = {name: one for name, one in stored.items() if one is not None and one.entries}
+    busy = {name: one for name, one in stored.items() if one is not None and (one.entries or one.uninstall)}
+    idle = [name for name in stored if name not in busy]
     if not busy:
         raise NotFoundError(
             f"nothing is assigned to {_names(idle)}", advice="Start a rollout or add a standing assignment first."

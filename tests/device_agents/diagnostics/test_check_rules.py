@@ -2,7 +2,7 @@
 
 import pytest
 
-from device_agents.diagnostics.check_rules import CLOCK_SLACK_SECONDS, judge_clock, judge_providers
+from device_agents.diagnostics.check_rules import CLOCK_SLACK_SECONDS, judge_certificate, judge_clock, judge_providers
 from edgekit.errors import SettingsError, UnavailableError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -35,3 +35,33 @@ def test_a_required_provider_that_is_missing_is_a_failure():
     """With what there is instead and how to get it."""
     with pytest.raises(SettingsError, match=f"missing providers: {CUDA}; present: {CPU}"):
         judge_providers((CPU,), (CUDA,), required=True)
+
+
+@pytest.mark.parametrize(
+    ("now", "renews", "said"),
+    [
+        (NOW, True, "the agent renews it from 2026-"),
+        (NOW + 65 * DAY, True, "the agent renews it when it is connected"),
+        (NOW, False, "does not renew it, because broker_key is not set"),
+    ],
+)
+def test_a_certificate_that_is_valid_is_said_with_its_end(now, renews, said):
+    """And who renews it when."""
+    found = judge_certificate(NOW - DAY, NOW + 89 * DAY, now, renews=renews)
+    assert found.startswith("valid until 2026-")
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    ("now", "renews", "said"),
+    [
+        (NOW - 2 * DAY, True, "valid from"),
+        (NOW + 89 * DAY, True, "has expired"),
+        (NOW + 65 * DAY, False, "the agent does not renew it"),
+    ],
+)
+def test_a_certificate_that_does_not_work_or_will_not_fails_the_check(now, renews, said):
+    """With what to do."""
+    with pytest.raises(UnavailableError, match=said) as error:
+        judge_certificate(NOW - DAY, NOW + 89 * DAY, now, renews=renews)
+    assert error.value.advice

@@ -28,6 +28,7 @@ from edgekit.rollout.cohort import Device
 from edgekit.rollout.plan import parse_waves
 from edgekit.rollout.values import RolloutState
 from edgekit.settings import AgentSettings, load_settings
+from edgekit.state.assignments import assign
 from edgekit.trust.keys import generate_key
 from edgekit.update_file import UpdateFile
 from tests.simulators.agent_process import AgentProcess
@@ -152,6 +153,25 @@ async def test_a_device_without_a_network_is_updated_and_reports_later(tmp_path:
             await until(lambda: side.rollout().state is RolloutState.FINISHED)
         finally:
             await agent.kill()
+
+
+async def test_a_model_is_taken_off_a_device_without_a_network(tmp_path: Path) -> None:
+    """The order has no bundle; importing it again removes nothing and is no error."""
+    async with ControlSide(tmp_path) as side:
+        folder = enroll(side, "pi-1")
+        await assigned(side, "1.0.0", "pi-1")
+        await agent_import(folder, export(side, tmp_path / "one.edgekit", "pi-1"))
+        assert list((folder / "state" / "models" / "small").iterdir())
+        before = side.state.assignments.get("pi-1").version
+        with side.state.assignments._writing() as connection:
+            assign(connection, FLEET, "pi-1", "small", None, uninstall=True)
+        await until(lambda: (one := side.state.assignments.get("pi-1")).version > before and one.payload)
+        path = export(side, tmp_path / "two.edgekit", "pi-1")
+        (row,), _ = await agent_import(folder, path)
+        assert (row["model"], row["version"], row["result"]) == ("small", "1.0.0", "uninstalled")
+        assert not (folder / "state" / "models" / "small").exists()
+        (row,), _ = await agent_import(folder, path)
+        assert (row["version"], row["result"]) == ("", "uninstalled")
 
 
 async def test_what_the_network_way_refuses_is_refused(tmp_path: Path) -> None:

@@ -107,3 +107,22 @@ def test_other_files_are_no_update_files(tmp_path: Path, fault: str) -> None:
         path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises((DataError, NotFoundError), match=r"x\.edgekit"):
         UpdateFile(path)
+
+
+def test_a_device_whose_order_only_removes_models_gets_a_file(shell: Shell) -> None:
+    """Without a bundle in it."""
+    order(shell, "pi-1")
+    state = shell.state()
+    expires = time.time() + 86_400.0
+    with state.assignments._writing() as connection:
+        assign(connection, "f1", "pi-1", "digits", None, uninstall=True)
+    version = state.assignments.get("pi-1").version
+    director = load_signer(key_path(shell.folder / "keys", "director"))
+    removal = Assignment("pi-1", "f1", version, expires, {}, uninstall=("digits",))
+    state.assignments.signed("pi-1", version, sign_assignment(removal, director), expires)
+    state.close()
+    out, _ = shell("edgekit registry export --for pi-1 -o pi-1.edgekit")
+    assert "pi-1.edgekit has 0 bundle(s) for 1 device(s)" in out
+    with zipfile.ZipFile("pi-1.edgekit") as archive:
+        assert "desired/pi-1.json" in archive.namelist()
+        assert not [name for name in archive.namelist() if name.startswith("blobs/")]

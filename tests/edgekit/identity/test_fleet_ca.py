@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from device_agents.control.renewal import CertificateParts, CertificateRenewal, fits, is_due, mend_pair
+from device_agents.control.renewal import CertificateParts, CertificateRenewal, fits, mend_pair
+from device_agents.control.renewal_rules import is_due
 from device_agents.control.requests import RequestClient
 from edgekit.demo.processes import CommandError, Processes
 from edgekit.errors import TransportError
