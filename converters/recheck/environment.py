@@ -6,6 +6,7 @@ of one. Only wheels are installed: nothing of the package index is built or run 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +31,8 @@ from edgekit.errors import NotFoundError, UnavailableError
 
 INSTALL_SECONDS = 1800.0
 CHECK_SECONDS = 300.0
+PART = ".part-"
+ABANDONED_SECONDS = 86_400.0
 _NO_VERSION = ("No matching distribution", "Could not find a version")
 _NO_NETWORK = ("NewConnectionError", "ConnectTimeout", "Connection", "Temporary failure in name resolution")
 
@@ -178,7 +182,8 @@ def _made(wanted: RuntimeVersion, where: str, folder: Path, python: Path | None)
         raise UnavailableError("pip is not installed in this Python", advice=f"Run: {sys.executable} -m ensurepip")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+        _remove_abandoned(folder.parent)
+        scratch = Path(tempfile.mkdtemp(prefix=PART, dir=folder.parent))
     except OSError as error:
         raise UnavailableError(f"{folder.parent} cannot be written: {error}") from error
     try:
@@ -197,6 +202,14 @@ def _made(wanted: RuntimeVersion, where: str, folder: Path, python: Path | None)
         return True
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the parts of commands that were killed."""
+    for part in folder.glob(f"{PART}*"):
+        with contextlib.suppress(OSError):  # another command may have removed it
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _put(part: Path, folder: Path) -> None:

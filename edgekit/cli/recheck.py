@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table, step
+from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table, step, usage
 from edgekit.cli.common.native_output import native_output_hidden
 from edgekit.cli.common.numbers import Whole
 from edgekit.cli.common.passphrase import passphrase_option
@@ -76,7 +76,8 @@ def recheck(
     with needs_extra("convert"):
         from converters.recheck.packages import parse_wanted
         from converters.recheck.recheck import recheck as compare
-    wanted = parse_wanted(runtime)
+    with usage():
+        wanted = parse_wanted(runtime)
     sign = _signer(bundle, url, keys, passphrase_file) if url is not None else None
     if output is not None:
         _make(output)

@@ -1,6 +1,8 @@
 """Two versions of a runtime answer in processes of their own; the end of such a process is an outcome."""
 
+import os
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -139,6 +141,18 @@ def test_an_environment_that_is_damaged_is_made_again(tmp_path, cache, monkeypat
     with pytest.raises(NotFoundError, match=r"no .* wheel of onnxruntime 99\.0\.0"):
         environment_for(WANTED, "host")
     assert list(folder.parent.iterdir()) == []
+
+
+def test_parts_that_a_killed_command_left_are_removed(cache, monkeypatch):
+    """After a day; another command may still work on a newer one."""
+    folder = cache / "edgekit" / "recheck"
+    for name, age in ((".part-old", 90_000), (".part-new", 60)):
+        (folder / name / "x").mkdir(parents=True)
+        os.utime(folder / name, (time.time() - age,) * 2)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(NotFoundError):
+        environment_for(WANTED, "host")
+    assert [path.name for path in folder.iterdir()] == [".part-new"]
 
 
 def test_without_a_fitting_python_the_error_says_what_to_install(cache, monkeypatch):

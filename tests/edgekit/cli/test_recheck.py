@@ -79,13 +79,15 @@ def test_a_bundle_that_is_not_published_is_said_before_the_comparison(home):
     assert not (home / "cache").exists()
 
 
-@pytest.mark.parametrize("options", [["--runtime", "numpy==1.0"], ["--runtime", "ai-edge-litert==2.2.0"]])
-def test_a_runtime_that_does_not_run_the_bundle_is_one_sentence(home, options):
-    """With what to type instead."""
+def test_a_runtime_that_does_not_run_the_bundle_is_one_sentence(home):
+    """With what to type instead; a text that names no runtime is wrong usage."""
     bundle(home / "b")
-    done = invoke("recheck", "b", *options)
+    done = invoke("recheck", "b", "--runtime", "ai-edge-litert==2.2.0")
     assert done.exit_code == 1
-    assert "onnxruntime" in done.exception.advice
+    assert "onnxruntime==VERSION" in done.exception.advice
+    done = invoke("recheck", "b", "--runtime", "numpy==1.0")
+    assert done.exit_code == 2
+    assert "--runtime onnxruntime==1.31.1" in done.output
 
 
 def test_the_command_knows_the_places_of_the_library():
