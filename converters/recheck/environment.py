@@ -28,7 +28,10 @@ from converters.cost.measuring.process import HOST, child_command
 from converters.recheck.packages import MODULES, PYTHONS, fits_python, requirements
 from edgekit.bundle.evidence import RuntimeVersion
 from edgekit.errors import NotFoundError, UnavailableError
+from edgekit.runtimes import LITERT, ONNXRUNTIME
+from edgekit.versions import runtime_version
 
+RUNTIMES = (LITERT, ONNXRUNTIME)
 INSTALL_SECONDS = 1800.0
 CHECK_SECONDS = 300.0
 PART = ".part-"
@@ -68,7 +71,7 @@ def environment_for(wanted: RuntimeVersion, where: str) -> Environment:
     """
     if where != HOST:
         return _emulated(wanted, where)
-    if _installed(wanted.package) == wanted.version:
+    if str(wanted) in {runtime_version(runtime) for runtime in RUNTIMES}:  # what the adapters take here
         return Environment(wanted, where)
     tried = []
     for python, version in _pythons():
@@ -138,13 +141,8 @@ def _runs(python: Path, code: str) -> bool:
     return done.returncode == 0  # a shim of a version manager may stand for a Python that is not there
 
 
-def _installed(package: str, site: Path | None = None) -> str:
-    """Version of a package in this Python, or in a folder of packages; empty where it has none."""
-    if site is None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return ""
+def _installed(package: str, site: Path) -> str:
+    """Version of a package in a folder of packages; empty where it has none."""
     found = importlib.metadata.distributions(name=package, path=[str(site)])
     return next((one.version for one in found), "")
 
