@@ -197,9 +197,9 @@ def without_user(url: str) -> str:
 
 
 def _cloud_tls(settings: AgentSettings) -> ssl.SSLContext | None:
-    """For a cloud tier with an authority of its own, or that asks for a certificate; None for neither."""
+    """For https: the authorities, read once and before requests come, and a certificate; None without https."""
     authority, certificate, key = settings.cloud_ca, settings.cloud_certificate, settings.cloud_key
-    if authority is None and certificate is None:
+    if not any(url.startswith("https://") for url in settings.all_cloud_urls()):
         return None
     try:
         context = ssl.create_default_context(cafile=authority)

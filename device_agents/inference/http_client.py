@@ -93,6 +93,7 @@ class HttpClient:
         self._idle: list[_Connection] = []  # the one used last at the end
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tls, self._may_retry = tls, may_retry
+        self._reading: asyncio.Future[ssl.SSLContext] | None = None
 
     async def request(
         self, method: str, path: str, *, headers: Mapping[str, str], body: bytes = b"", timeout_seconds: float
@@ -148,7 +149,7 @@ class HttpClient:
     def _take(self) -> _Connection | None:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._idle, self._loop = [], loop
+            self._idle, self._loop, self._reading = [], loop, None
         usable = [one for one in self._idle if one.is_reusable and loop.time() - one.used_at < self._idle_seconds]
         for old in self._idle:
             if old not in usable:
@@ -156,12 +157,18 @@ class HttpClient:
         self._idle = usable
         return usable.pop() if usable else None
 
+    async def _context(self) -> ssl.SSLContext:
+        """The system's authorities are read once: it takes long, and holds up everything else of this process."""
+        if self._tls is None:
+            if self._reading is None:
+                self._reading = asyncio.get_running_loop().run_in_executor(None, ssl.create_default_context)
+            self._tls = await asyncio.shield(self._reading)
+        return self._tls
+
     async def _connect(self) -> _Connection:
         url, loop = self._url, asyncio.get_running_loop()
-        if url.is_tls and self._tls is None:
-            self._tls = await loop.run_in_executor(None, ssl.create_default_context)
         server_name = url.host if url.is_tls else None
-        context = self._tls if url.is_tls else None
+        context = await self._context() if url.is_tls else None
         _, connection = await loop.create_connection(
             _Connection, url.host, url.port, ssl=context, server_hostname=server_name, happy_eyeballs_delay=0.25
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -177,3 +178,22 @@ def test_urls_are_checked() -> None:
     for bad in ("htp://cloud", "cloud.example:8700", "http://", "https:///x", "http://host:port"):
         with pytest.raises(ValueError, match=r"URL|[Pp]ort"):
             Url.of(bad)
+
+
+async def test_the_systems_authorities_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that begin together share the reading, which holds up the process; a cancelled one does not end it."""
+    read = []
+    make = ssl.create_default_context
+
+    def counted() -> ssl.SSLContext:
+        read.append(1)
+        return make()
+
+    monkeypatch.setattr(ssl, "create_default_context", counted)
+    client = HttpClient("https://127.0.0.1:1")
+    tasks = [asyncio.ensure_future(client.request("GET", "/", headers={}, timeout_seconds=5)) for _ in range(8)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(one, (OSError, asyncio.CancelledError)) for one in found)
+    assert len(read) == 1
