@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from scipy import stats
 
+from converters.cascade.bounded_losses import mean_is_below
 from converters.cascade.mean_test import LEAST_LABELLED, MOST_UNLABELLED, MeanTest, binomial_test, design
 from edgekit.certificate.document import ACCURACY, KEPT_ACCURACY, REGRET
 from edgekit.tensors import Array
@@ -28,7 +29,8 @@ class Pairs(msgspec.Struct, frozen=True):
     Attributes:
         score: Score of the edge model's answer (N,); higher is surer.
         differs: Where the decisions differ (N,).
-        edge_wrong, cloud_wrong: Where the decisions are wrong (N,); None without labels.
+        edge_wrong, cloud_wrong: Where the decisions are wrong (N,), or losses from 0 to 1 (`bounded_losses`); None
+            without labels.
     """
 
     score: Array
@@ -110,6 +112,8 @@ def certify(goal: Goal, fit: Pairs, certifying: Pairs, unlabelled: Pairs | None 
         certifying: Samples for the proof, not used before; with labels unless the target is ``regret``.
         unlabelled: More samples for the proof, without labels, drawn like the others.
     """
+    if _is_bounded(certifying) and goal.target != REGRET:
+        return _certify_bounded(goal, fit, certifying)
     extra = unlabelled.take(slice(MOST_UNLABELLED * len(certifying))) if unlabelled is not None else None
     if goal.target == REGRET and extra is not None:
         certifying, extra = certifying.without_labels().joined(extra), None
@@ -128,6 +132,22 @@ def certify(goal: Goal, fit: Pairs, certifying: Pairs, unlabelled: Pairs | None 
         scores = _scored(test, goal.target, certifying, extra)
     _, first = _thresholds(score)
     return _lowest(score, _totals(score, *scores, first) >= test.critical, start)
+
+
+def _is_bounded(pairs: Pairs) -> bool:
+    """True for losses between 0 and 1."""
+    return any(one is not None and one.dtype.kind == "f" for one in (pairs.edge_wrong, pairs.cloud_wrong))
+
+
+def _certify_bounded(goal: Goal, fit: Pairs, certifying: Pairs) -> float | None:
+    """As `certify`, for losses between 0 and 1; samples without labels do not sharpen this test."""
+    if goal.target != ACCURACY:
+        raise ValueError(f"losses between 0 and 1 have no certificate of {goal.target}")
+    kept, sent = _losses(certifying, goal.target)
+    _, first = _thresholds(certifying.score)
+    totals = _totals(certifying.score, kept, sent, first)
+    passes = mean_is_below(totals, len(certifying), goal.limit, goal.error)
+    return _lowest(certifying.score, passes, _start(goal, fit))
 
 
 def share_bound(pairs: Pairs, threshold: float, error: float) -> float:
@@ -194,8 +214,9 @@ def _thresholds(score: Array) -> tuple[Array, Array]:
 def _totals(score: Array, kept: Array, sent: Array, first: Array) -> Array:
     """Sum of `sent` (N,) over the samples below each threshold, and of `kept` (N,) over the others."""
     order = np.argsort(score, kind="stable")
-    below = np.concatenate([[0], np.cumsum(sent[order], dtype=np.int64)])
-    lower = np.concatenate([[0], np.cumsum(kept[order], dtype=np.int64)])
+    kind = np.float64 if "f" in (kept.dtype.kind, sent.dtype.kind) else np.int64
+    below = np.concatenate([[0], np.cumsum(sent[order], dtype=kind)])
+    lower = np.concatenate([[0], np.cumsum(kept[order], dtype=kind)])
     result: Array = (below + lower[-1] - lower)[first]
     return result
 
