@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("convert", "serve", "swap", "fleet", "pages", "update")  # without a name; the others take hours
+NAMES = ("convert", "serve", "swap", "fleet", "pages", "update", "cascade")  # the others take hours
 LONG = ("wild", "prune")
 
 
