@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-by-make
 
-.PHONY: setup torch test test-fast test-soak arm test-arm fuzz lint demo bench docs images dist constraints clean
+.PHONY: setup torch test test-fast test-soak soak arm test-arm fuzz lint demo bench docs images dist constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -55,6 +55,9 @@ bench: $(STAMP)  ## run all benchmarks; one: make bench-serve; models of others:
 
 bench-%: $(STAMP)
 	$(BIN)/python -m benchmarks $* $(if $(ARGS),-- $(ARGS))
+
+soak: $(STAMP)  ## roll out to 10,000 simulated devices; takes hours and about 50 GB of memory
+	ulimit -n 24000 && $(BIN)/python -m benchmarks fleet -- 10000
 
 docs: $(STAMP)  ## build the documentation site in build/docs (no network)
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs

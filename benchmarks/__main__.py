@@ -1,6 +1,6 @@
 """Run the named benchmarks, or all of them: `python -m benchmarks [NAME ...] [-- ARGUMENT ...]`.
 
-Arguments behind `--` go to the benchmark that takes some (`wild`, `prune`).
+Arguments behind `--` go to the benchmark that takes some (`wild`, `prune`, `fleet`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 
 NAMES = ("convert", "serve", "swap", "fleet", "pages", "update", "cascade")  # the others take hours
 LONG = ("wild", "prune")
+WITH_ARGUMENTS = (*LONG, "fleet")
 
 
 def main() -> int:
@@ -24,7 +25,7 @@ def main() -> int:
     for name in chosen:
         print(f"== {name}", file=sys.stderr)
         module = importlib.import_module(f"benchmarks.{name}")
-        module.main(arguments) if name in LONG else module.main()
+        module.main(arguments) if name in WITH_ARGUMENTS else module.main()
     return 0
 
 

@@ -1,129 +1,188 @@
-"""CPU and memory of the control side during a rollout: real broker, controller and agents.
+"""CPU, memory and time of a rollout to a whole fleet: real mosquitto, controller and agents.
 
-The benchmark enrolls DEVICES devices and runs their agents in one process (`edgekit simulate`: disks in memory, no
-inference). It rolls out two versions of a model of MODEL_BYTES to all devices, in one wave each. The first version is
-installed on empty devices; the second one is an update.
+For each size the benchmark enrolls that many devices, runs their agents in one process (`edgekit simulate`: disks in
+memory, no inference), and rolls out a bundle of MODEL_BYTES in five waves. With KILLED_AT devices, broker and
+controller are killed once on the way and started again; afterwards the broker is restarted once more and its messages
+are counted. With the largest size, telemetry is sent at once to the controller and to a bare paho subscriber.
+
+    python -m benchmarks fleet               all sizes
+    python -m benchmarks fleet -- 100 300    these
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
+import signal
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
+from benchmarks.fleet_parts import broker_counts, count_lost, telemetry_cpu
+from benchmarks.processes import cpu_of, peak_mib_of, pids_of
 from benchmarks.results import Figure, publish
 from edgekit.cli.main import edgekit
-from edgekit.demo.processes import PIDS_NAME, Processes
+from edgekit.demo.processes import Processes
 from edgekit.rollout.values import Rollout, RolloutState
-from edgekit.state import open_fleet_state
+from edgekit.state import FleetState, open_fleet_state
 from tests.simulators.bundles import write_bundle
+from tests.simulators.mosquitto import free_port, running_mosquitto
 
-DEVICES = 200
-MODEL_BYTES = 1024 * 1024
+SIZES = (100, 1000, 3000)
+KILLED_AT = 1000
+MODEL_BYTES = 2 * 1024 * 1024
+WAVES = "1%,10%,25%,50%,100%"
+PROBATION_SECONDS = 5
 TARGET = "raspberry-pi-4"
 IDLE_SECONDS = 20.0
-ROLLOUT_SECONDS = 900.0
+ROLLOUT_SECONDS = 3600.0
 PARTS = ("broker", "controller", "devices")
 
 
-def main() -> None:
-    """Run the benchmark and write ``fleet.json``."""
-    with tempfile.TemporaryDirectory(prefix="edgekit-bench-fleet-") as name:
-        folder = Path(name)
-        processes = Processes(folder)
+class Site:
+    """A fleet of one size in a folder of its own."""
+
+    def __init__(self, folder: Path, devices: int) -> None:
+        self.folder, self.devices, self.port = folder, devices, free_port()
+        self.processes = Processes(folder)
+        self.broker_pid = 0
+        self._ended_cpu = dict.fromkeys(PARTS, 0.0)
+        self._broker = contextlib.ExitStack()
+
+    @property
+    def url(self) -> str:
+        """URL of the broker."""
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[FleetState]:
+        """Prepare the registry, enroll the devices, and run broker, controller and devices."""
+        (self.folder / "edgekit.toml").write_text(f'fleet = "bench"\nbroker = "{self.url}"\napi = ""\n')
+        self.processes.run("edgekit registry init")
+        bundle = write_bundle(self.folder / "bundles", "digits", "1.0.0", TARGET, os.urandom(MODEL_BYTES))
+        self.processes.run(f"edgekit registry publish {bundle}")
+        self._enroll()
+        state = open_fleet_state(f"sqlite:///{self.folder / 'edgekit.db'}", "bench")
         try:
-            _prepare(folder, processes)
-            publish("fleet", _measure(folder, processes))
+            self.start_broker()
+            self.start_controller()
+            connected = f"{self.devices} of {self.devices} connected"
+            self.processes.start("devices", f"edgekit simulate {self.devices}", ready=connected, timeout_seconds=1800)
+            yield state
         finally:
-            processes.stop_all()
+            self.processes.stop_all()
+            self._broker.close()
+            state.close()
+
+    def start_broker(self) -> None:
+        """Start mosquitto on the site's port; it publishes its counters each second."""
+        config = f"listener {self.port} 127.0.0.1\nallow_anonymous true\nsys_interval 1\nset_tcp_nodelay true\n"
+        limits = "max_queued_messages 10000\nmax_inflight_messages 256\n"
+        self.broker_pid = self._broker.enter_context(running_mosquitto(self.folder, config + limits, self.port)).pid
+
+    def start_controller(self) -> None:
+        """Start the controller."""
+        self.processes.start("controller", "edgekit controller run", ready=" ready, broker ")
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds of each part since its first start, user and system."""
+        pids = {**pids_of(self.folder), "broker": self.broker_pid}
+        return {part: self._ended_cpu[part] + cpu_of(pids[part]) for part in PARTS}
+
+    def kill(self, part: str) -> None:
+        """Kill the broker or the controller, and start it again."""
+        pid = self.broker_pid if part == "broker" else pids_of(self.folder)["controller"]
+        self._ended_cpu[part] += cpu_of(pid)
+        os.kill(pid, signal.SIGKILL)
+        if part == "broker":
+            self._broker.close()
+            self.start_broker()
+        else:
+            self.processes.stop("controller")  # takes it off the list
+            self.start_controller()
+
+    def _enroll(self) -> None:
+        options = ["--config", str(self.folder / "edgekit.toml"), "device", "enroll"]
+        log = contextlib.ExitStack()
+        with log, (self.folder / "enroll.log").open("w") as file:
+            log.enter_context(contextlib.redirect_stdout(file))
+            log.enter_context(contextlib.redirect_stderr(file))
+            for number in range(1, self.devices + 1):
+                folder = self.folder / "devices" / f"sim-{number}"
+                words = [*options, f"sim-{number}", "--target", TARGET, "-o", str(folder)]
+                edgekit.main(words, "edgekit", standalone_mode=False)
+                with (folder / "agent.toml").open("a") as settings:
+                    settings.write(f"probation_seconds = {PROBATION_SECONDS}\n")
 
 
-def _prepare(folder: Path, processes: Processes) -> None:
-    (folder / "edgekit.toml").write_text('fleet = "bench"\n')
-    processes.run("edgekit registry init")
-    for version in ("1.0.0", "1.1.0"):
-        bundle = write_bundle(folder / "bundles", "digits", version, TARGET, os.urandom(MODEL_BYTES))
-        processes.run(f"edgekit registry publish {bundle}")
-    line = processes.start("broker", "edgekit broker run --port 0", ready="ready at")
-    (folder / "edgekit.toml").write_text(f'fleet = "bench"\nbroker = "{line.split()[-1]}"\n')
-    for number in range(1, DEVICES + 1):
-        enroll = ["--config", str(folder / "edgekit.toml"), "device", "enroll", f"sim-{number}", "--target", TARGET]
-        edgekit.main([*enroll, "-o", str(folder / "devices" / f"sim-{number}")], "edgekit", standalone_mode=False)
-    processes.start("controller", "edgekit controller run", ready="ready")
+def main(arguments: Sequence[str] = ()) -> None:
+    """Run the benchmark for all sizes and write ``fleet.json``; for those in `arguments`, a file with their names."""
+    sizes = tuple(map(int, arguments)) or SIZES
+    killed_at = KILLED_AT if KILLED_AT in sizes else max(sizes)
+    figures: list[Figure] = []
+    per_device: dict[int, float] = {}
+    for devices in sizes:
+        with tempfile.TemporaryDirectory(prefix="edgekit-bench-fleet-") as name:
+            site = Site(Path(name), devices)
+            with site.running() as state:
+                found, per_device[devices] = _measure(site, state, kill=devices == killed_at)
+                figures += found
+                if devices == killed_at:
+                    figures += broker_counts(site.url, site.kill, devices)
+                if devices == max(sizes):
+                    figures.append(telemetry_cpu(site.folder, site.url, state, devices, site.processes))
+    if len(per_device) > 1:
+        few, many = min(per_device), max(per_device)
+        note = f"{per_device[many] * 1e3:.1f} ms over {per_device[few] * 1e3:.1f} ms for each device and update"
+        ratio = per_device[many] / per_device[few]
+        figures.append(Figure(f"controller CPU a device, {many} over {few} devices", ratio, "times", 1.2, note=note))
+    publish("-".join(["fleet", *arguments]), figures)
 
 
-def _measure(folder: Path, processes: Processes) -> list[Figure]:
-    begun = time.monotonic()
-    connected = f"{DEVICES} of {DEVICES} connected"
-    processes.start("devices", f"edgekit simulate {DEVICES}", ready=connected, timeout_seconds=300)
-    figures = [Figure("all devices connected", time.monotonic() - begun, "s", note=f"{DEVICES} devices")]
-    pids = json.loads((folder / PIDS_NAME).read_text())
-    before = _cpu(pids)
+def _measure(site: Site, state: FleetState, *, kill: bool) -> tuple[list[Figure], float]:
+    """Figures of one rollout, and the controller's CPU seconds for each device."""
+    label = f"{site.devices} devices"
+    before = site.cpu()
     time.sleep(IDLE_SECONDS)
-    for part, seconds in _cpu(pids).items():
-        spent = (seconds - before[part]) / IDLE_SECONDS
-        figures.append(Figure(f"{part}, idle", spent * 1e3, "ms CPU/s", note=f"heartbeats of {DEVICES} devices"))
-    for version, label in (("1.0.0", "first install"), ("1.1.0", "update")):
-        before, begun = _cpu(pids), time.monotonic()
-        rollout = _roll_out(folder, processes, version)
-        wall, after = time.monotonic() - begun, _cpu(pids)
-        counts = ", ".join(f"{count} {state.lower()}" for state, count in rollout.counts().items() if count)
-        note = f"{DEVICES} devices, {MODEL_BYTES >> 20} MiB, one wave: {counts}"
-        figures.append(Figure(f"rollout, {label}", wall, "s", note=note))
-        for part in PARTS:
-            spent = (after[part] - before[part]) / DEVICES
-            figures.append(Figure(f"{part}, {label}", spent, "CPU s/device-update"))
-    for part in ("broker", "controller"):
-        figures.append(Figure(f"{part}, peak memory", _peak_mib(pids[part]), "MiB", note="of all its processes"))
-    return figures
+    idle = {part: (seconds - before[part]) / IDLE_SECONDS * 1e3 for part, seconds in site.cpu().items()}
+    figures = [Figure(f"{label}: {part}, idle", spent, "ms CPU/s") for part, spent in idle.items()]
+    before, begun = site.cpu(), time.monotonic()
+    rollout = _roll_out(site, state, kill=kill)
+    wall = time.monotonic() - begun
+    spent = {part: seconds - before[part] for part, seconds in site.cpu().items()}
+    note = ", ".join(f"{count} {name.lower()}" for name, count in rollout.counts().items() if count)
+    note += "; broker and controller killed once" if kill else ""
+    figures.append(Figure(f"{label}: devices lost", count_lost(rollout, state), "devices", 0.0, note=note))
+    waits = PROBATION_SECONDS * len(rollout.plan.waves)
+    note = f"{wall:.0f} s less {waits} s of probation, over half of {sum(spent.values()):.0f} CPU s"
+    busy = (wall - waits) / (sum(spent.values()) / 2)
+    figures.append(Figure(f"{label}: time over CPU time of two cores", busy, "times", 1.3, note=note))
+    figures += [Figure(f"{label}: {part}", spent[part] / site.devices * 1e3, "ms CPU/device") for part in PARTS]
+    ratio = spent["controller"] / max(spent["broker"], 0.01)
+    figures.append(Figure(f"{label}: controller CPU over broker CPU", ratio, "times", 3.0, note="during the rollout"))
+    peak = peak_mib_of(pids_of(site.folder)["controller"])
+    figures.append(Figure(f"{label}: controller, peak memory", peak, "MiB", 200.0))
+    print(f"{label}: {wall:.0f} s, {spent}", file=sys.stderr)
+    return figures, spent["controller"] / site.devices
 
 
-def _roll_out(folder: Path, processes: Processes, version: str) -> Rollout:
-    processes.run(f"edgekit rollout start digits {version} --waves 100% --device-deadline {ROLLOUT_SECONDS}")
-    state = open_fleet_state(f"sqlite:///{folder / 'edgekit.db'}", "bench")
-    try:
-        deadline = time.monotonic() + ROLLOUT_SECONDS
-        while True:
-            (*_, rollout) = state.rollouts.all()
-            if rollout.state is RolloutState.FINISHED:
-                return rollout
-            if rollout.state is not RolloutState.RUNNING or time.monotonic() > deadline:
-                raise click.ClickException(f"rollout of {version} is {rollout.state.value}: {rollout.reason}")
-            time.sleep(0.5)
-    finally:
-        state.close()
-
-
-# --- /proc
-
-
-def _cpu(pids: dict[str, int]) -> dict[str, float]:
-    """CPU seconds of each part since its start, user and system."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    spent = {}
-    for part, pid in pids.items():
-        fields = [_text(f"/proc/{one}/stat").rpartition(")")[2].split() for one in _family(pid)]
-        spent[part] = sum(int(user) + int(system) for *_, user, system in (f[:13] for f in fields)) / ticks
-    return spent
-
-
-def _peak_mib(pid: int) -> float:
-    lines = [line for one in _family(pid) for line in _text(f"/proc/{one}/status").splitlines()]
-    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
-def _family(pid: int) -> Iterator[int]:
-    """The process and all its descendants."""
-    yield pid
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in _text(f"{task}/children").split():
-            yield from _family(int(child))
-
-
-def _text(path: str) -> str:
-    return Path(path).read_text()
+def _roll_out(site: Site, state: FleetState, *, kill: bool) -> Rollout:
+    options = f"--waves {WAVES} --device-deadline {ROLLOUT_SECONDS}"
+    site.processes.run(f"edgekit rollout start digits 1.0.0 {options}")
+    to_kill = {"broker": 0.2, "controller": 0.4} if kill else {}
+    deadline = time.monotonic() + ROLLOUT_SECONDS
+    while True:
+        found = state.rollouts.documents(limit=1)[0]
+        if found.state == RolloutState.FINISHED.value:
+            return state.rollouts.all()[-1]
+        if found.state != RolloutState.RUNNING.value or time.monotonic() > deadline:
+            raise click.ClickException(f"the rollout is {found.state}: {found.reason}; {found.counts}")
+        for part, share in list(to_kill.items()):
+            if found.counts["SUCCEEDED"] >= share * site.devices:
+                site.kill(part)
+                del to_kill[part]
+        time.sleep(0.5)

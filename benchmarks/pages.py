@@ -32,6 +32,7 @@ PATHS = (
     "/api/v1/fleet",
     "/api/v1/devices",
     "/api/v1/rollouts",
+    "/api/v1/rollouts/1",
 )
 
 

@@ -2,6 +2,7 @@
 
 The broker is a real mosquitto. The block service of the controller is one process; the block fetchers of N devices are
 another one, on the same machine. CPU is the sum of server and broker for each GB (10^9 bytes) that devices received.
+A bare publisher sends as many bytes through the same kind of broker in the same run, and CPU is compared with its CPU.
 The figures call a broadcast "waves".
 """
 
@@ -51,9 +52,17 @@ async def _transfers(folder: Path) -> list[Figure]:
     blob, large = (_put(folder, size) for size in (BLOB_BYTES, LARGE_BYTES))
     figures: list[Figure] = []
     memory: dict[str, float] = {}
-    for mode in ("requests", "waves"):
+    bare = {devices: await _measure_bare(folder, blob, devices) for devices in DEVICES[1:]}
+    figures += bare.values()
+    for mode, reach in (("requests", 2.5), ("waves", 0.5)):
         for devices in DEVICES if mode == "requests" else DEVICES[1:]:
-            figures += await _measure(folder, blob, devices, mode, memory)
+            found = await _measure(folder, blob, devices, mode, memory)
+            figures += found
+            if devices in bare:
+                ratio = found[0].value / bare[devices].value
+                note = f"{found[0].value:.2f} over {bare[devices].value:.2f} CPU s/GB, server and broker"
+                reached = reach if devices >= 100 else None  # fewer devices gain little from a broadcast
+                figures.append(Figure(f"{found[0].figure}, over bare", ratio, "times", reached, note=note))
     figures += await _measure(folder, large, 1, "requests", memory)
     few, many = memory["requests, 1 x 20 MB"], memory["requests, 300 x 20 MB"]
     figures.append(Figure("server memory, 300 devices over 1", many / few, "ratio", 1.25, note="peaks, by request"))
@@ -89,8 +98,7 @@ async def _measure(folder: Path, blob: FileEntry, devices: int, mode: str, memor
     )
     if mode == "waves":
         note += f"; {100 * result['wave_blocks'] * BLOCK_BYTES / (devices * blob.size):.0f} % from the wave"
-    reach = 4.5 if mode == "requests" else 1.0
-    figures = [Figure(label, cpu, "CPU s/GB", reach if devices >= 100 else None, note=note)]
+    figures = [Figure(label, cpu, "CPU s/GB", note=note)]
     if devices == 1:
         figures.append(
             Figure(
@@ -100,13 +108,31 @@ async def _measure(folder: Path, blob: FileEntry, devices: int, mode: str, memor
     return figures
 
 
+async def _measure_bare(folder: Path, blob: FileEntry, devices: int) -> Figure:
+    """CPU of the bare publisher and its broker for each GB that its clients get."""
+    result = await _run(folder, blob, devices, "bare")
+    cpu = (result["server_cpu"] + result["broker_cpu"]) / (result["arrived"] / GB)
+    note = f"publisher {result['server_cpu']:.2f} s, broker {result['broker_cpu']:.2f} s; {result['wall']:.1f} s"
+    return Figure(f"bare publisher, {devices} x {blob.size // 1_000_000} MB", cpu, "CPU s/GB", note=note)
+
+
 async def _run(folder: Path, blob: FileEntry, devices: int, mode: str, *, loss: float = 0.0) -> dict[str, Any]:
     """One transfer to all devices, with a new broker and a new server."""
     with tempfile.TemporaryDirectory(dir=folder) as own:
         async with await start_broker("127.0.0.1", 0, Path(own), kind="mosquitto") as broker:
             pid = broker._process.pid  # type: ignore[attr-defined]  # of mosquitto
-            server_args = ("server", broker.url, f"file://{folder / 'store'}", str(BUDGET_BYTES))
-            client_args = ("clients", broker.url, str(folder / f"{blob.sha256}.json"), str(devices), mode, str(loss))
+            server_args: tuple[str, ...] = ("server", broker.url, f"file://{folder / 'store'}", str(BUDGET_BYTES))
+            client_args: tuple[str, ...] = (
+                "clients",
+                broker.url,
+                str(folder / f"{blob.sha256}.json"),
+                str(devices),
+                mode,
+                str(loss),
+            )
+            if mode == "bare":
+                server_args = ("bare-server", broker.url, str(devices), str(len(blob.blocks)))
+                client_args = ("bare-clients", *server_args[1:])
             with _part(*server_args) as server, _part(*client_args) as clients:
                 _expect(server, "ready")
                 _expect(clients, "connected")

@@ -137,8 +137,8 @@ def controller_certificate(folder: Path, days: int, passphrase_file: Path | None
 def revoke(name: str, output: Path | None, dry_run: bool, passphrase_file: Path | None) -> None:
     """Revoke all certificates of ID, and sign the list of revoked ones: fleet-ca.crl in the key folder.
 
-    Copy the list to the broker (crlfile) and restart it. The controller also refuses what the device signs when it is
-    removed or gets a new key.
+    Copy the list to the broker (crlfile) and let mosquitto read it: systemctl reload mosquitto, or SIGHUP. The
+    controller also refuses what the device signs when it is removed or gets a new key.
 
     \b
     Example:

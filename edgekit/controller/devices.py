@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 INBOX_MESSAGES = 10_000
 MAX_NOTICES = 1000
+GATHER_SECONDS = 0.02  # messages of this time are handled together, because each change of threads costs CPU
+MAX_BATCH = 64
 HELD_SECONDS = 60.0  # longer than a standby needs to notice that the leader has ended
 RETAINED = ("reported", "presence")
 DRIFT_KINDS = ("drift", "drift-ended")
@@ -185,16 +187,26 @@ class DeviceService:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            arrived = self._inbox.popleft()
+            await asyncio.sleep(GATHER_SECONDS)
+            batch = deque(self._inbox.popleft() for _ in range(min(len(self._inbox), MAX_BATCH)))
             try:
-                await asyncio.to_thread(self._handle, arrived)
+                await asyncio.to_thread(self._handle_all, batch)
             except UnavailableError as error:
-                self._inbox.appendleft(arrived)
-                log.warning("%s will be stored later: %s", arrived.message.topic, error)
+                self._inbox.extendleft(reversed(batch))
+                log.warning("%d messages will be stored later: %s", len(batch), error)
                 await asyncio.sleep(RETRY_SECONDS)
+
+    def _handle_all(self, batch: deque[Arrived]) -> None:
+        """Handle messages and take them off `batch`. Raises UnavailableError where one must be handled again."""
+        while batch:
+            try:
+                self._handle(batch[0])
+            except UnavailableError:
+                raise
             except Exception:  # supervision boundary, counted: an unexpected error must not end the worker
                 self.failures += 1
-                log.exception("a message on %s could not be handled", arrived.message.topic)
+                log.exception("a message on %s could not be handled", batch[0].message.topic)
+            batch.popleft()
 
     def _handle(self, arrived: Arrived) -> None:
         message = arrived.message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from edgekit.mqtt.messages import Shadow
@@ -55,7 +57,8 @@ class RolloutDocument(msgspec.Struct, frozen=True):
         unreadable: What of its stored state cannot be read; empty if all can.
         awaits_approval: True while the next wave waits for an approval.
         gates: The evidence of each gate, where the devices were asked for.
-        devices: Its devices by name, where they were asked for.
+        devices: Its devices by name, where they were asked for: all of them, or one page.
+        next: Of a page, the last name where more devices follow; else empty.
     """
 
     id: int
@@ -73,6 +76,7 @@ class RolloutDocument(msgspec.Struct, frozen=True):
     awaits_approval: bool = False
     gates: list[GateView] | msgspec.UnsetType = msgspec.UNSET
     devices: dict[str, DeviceDocument] | msgspec.UnsetType = msgspec.UNSET
+    next: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def document(
@@ -104,6 +108,22 @@ def document(
         gates=gate_views(rollout) if devices else msgspec.UNSET,
         devices=described,
     )
+
+
+def page_document(
+    counted: RolloutDocument, members: Sequence[tuple[str, DeviceProgress]], limit: int, gates: list[GateView]
+) -> RolloutDocument:
+    """The document of a rollout with one page of its devices.
+
+    Args:
+        counted: The document without devices.
+        members: The devices of the page by name, and one more where more follow.
+        limit: Number of devices of a page.
+        gates: The evidence of each gate.
+    """
+    page = {name: _device(progress) for name, progress in members[:limit]}
+    following = members[limit - 1][0] if len(members) > limit else ""
+    return msgspec.structs.replace(counted, devices=page, next=following, gates=gates)
 
 
 def _device(progress: DeviceProgress) -> DeviceDocument:

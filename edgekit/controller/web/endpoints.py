@@ -13,7 +13,8 @@ from edgekit.bundle.manifest import NAME_PATTERN
 from edgekit.controller.operations import DevicePage, Name, Operations, RolloutRequest, StandingRequest, Text
 from edgekit.controller.planning import Planned
 from edgekit.registry import CatalogueEntry
-from edgekit.rollout.document import RolloutDocument, document
+from edgekit.rollout.document import RolloutDocument, page_document
+from edgekit.rollout.gate_watch import gate_views
 from edgekit.rollout.values import Aborted, Approved, Cancelled, Forced, Paused, Resumed, Retried
 from edgekit.state import Alarm, AuditEntry, FleetPause, Operator, SavedGroup, StoredEvent
 from edgekit.state.detail import DeviceDetail
@@ -85,6 +86,13 @@ class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which rollouts: those with a lower number than `before`, the newest first, and how many."""
 
     before: Number | None = None
+    limit: Limit = 100
+
+
+class MemberQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which devices of a rollout: those whose names come after `after`, and how many."""
+
+    after: NameOrNone = ""
     limit: Limit = 100
 
 
@@ -211,7 +219,11 @@ def _rollouts(call: Call) -> list[RolloutDocument]:
 
 
 def _rollout(call: Call) -> RolloutDocument:
-    return document(call.operations.state.rollouts.get(call.path.number), devices=True)
+    table, number, query = call.operations.state.rollouts, call.path.number, call.query
+    rollout, counted = table.counted(number)
+    members = table.members(number, after=query.after, limit=query.limit + 1)
+    gates = gate_views(table.get(number)) if rollout.plan.gates else []
+    return page_document(counted, members, query.limit, gates)
 
 
 def _uninstall(call: Call) -> list[Uninstall]:
@@ -259,8 +271,8 @@ ENDPOINTS = (
              lambda call: call.operations.releases(call.query.model), query=ReleaseQuery),
     Endpoint("GET", "/rollouts", "listRollouts", "Rollouts without their devices, the newest first.",
              list[RolloutDocument], _rollouts, query=PageQuery),
-    Endpoint("GET", "/rollouts/{number}", "getRollout", "One rollout with its devices.", RolloutDocument, _rollout,
-             parameters=NumberPath),
+    Endpoint("GET", "/rollouts/{number}", "getRollout", "One rollout with one page of its devices, by name.",
+             RolloutDocument, _rollout, parameters=NumberPath, query=MemberQuery),
     Endpoint("POST", "/rollouts/plan", "planRollout", "What a rollout would do; starts nothing.", Planned,
              lambda call: call.operations.plan(call.body), body=RolloutRequest),
     Endpoint("POST", "/rollouts", "startRollout", "Start a rollout.", RolloutDocument,

@@ -3,6 +3,7 @@
 import msgspec
 
 from edgekit.controller.devices import HELD_SECONDS
+from edgekit.errors import UnavailableError
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import Command, Event, Outcome, Presence, Result, Telemetry, encode
 from edgekit.rollout.values import RolloutState
@@ -229,3 +230,25 @@ async def test_a_standby_keeps_messages_and_stores_them_when_it_leads(tmp_path):
         service.leading_changed(True)
         await side.until(lambda: view(side).facts == {"n": 70})
         assert events(side) == ["new"]
+
+
+async def test_messages_that_cannot_be_stored_now_are_stored_later_once_and_in_order(tmp_path):
+    """The database goes away in the middle of a batch."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        await side.until(lambda: view(side).online)
+        service, calls = side.controller.devices, []
+        handle = service._handle
+
+        def failing(arrived):
+            calls.append(arrived)
+            if len(calls) == 3:
+                raise UnavailableError("the database did not answer")
+            handle(arrived)
+
+        service._handle = failing
+        for number in range(5):
+            await device.say("event", seal(Event("pi-1", f"kind-{number}", float(number + 1)), device.signer))
+        await side.until(lambda: len(events(side)) == 5)
+        assert events(side) == [f"kind-{number}" for number in (4, 3, 2, 1, 0)]
+        assert len(calls) == 6

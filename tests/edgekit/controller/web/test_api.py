@@ -53,9 +53,15 @@ def test_one_device_with_its_history(client: Client) -> None:
 
 
 def test_a_rollout_is_the_document_of_the_command_line(fleet: WebFleet, client: Client) -> None:
-    """With its devices, and without them in the list."""
+    """With its devices, all of them or page by page, and without them in the list."""
     whole = json.loads(msgspec.json.encode(document(fleet.state.rollouts.get(1), devices=True)))
-    assert client.get("/api/v1/rollouts/1").json() == whole
+    assert client.get("/api/v1/rollouts/1").json() == {**whole, "next": ""}
+    names = sorted(whole["devices"])
+    first = client.get(f"/api/v1/rollouts/1?limit={len(names) - 1}").json()
+    assert (list(first["devices"]), first["next"]) == (names[:-1], names[-2])
+    rest = client.get(f"/api/v1/rollouts/1?after={first['next']}").json()
+    assert (rest["devices"], rest["next"]) == ({names[-1]: whole["devices"][names[-1]]}, "")
+    assert first["counts"] == rest["counts"] == whole["counts"]
     del whole["devices"], whole["gates"]
     assert client.get("/api/v1/rollouts").json()[-1] == whole
     assert client.get("/api/v1/rollouts/77").status == 404
