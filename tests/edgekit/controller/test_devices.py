@@ -241,7 +241,7 @@ async def test_messages_that_cannot_be_stored_now_are_stored_later_once_and_in_o
         handle = service._handle
 
         def failing(arrived):
-            calls.append(arrived)
+            calls.extend([arrived] if arrived.message.topic.endswith("/event") else [])
             if len(calls) == 3:
                 raise UnavailableError("the database did not answer")
             handle(arrived)

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,10 +33,10 @@ needs_postgres = pytest.mark.skipif(bool(missing()), reason=missing())
 class Site:
     """A fleet with a broker, a database and devices; controllers are started and killed by name."""
 
-    def __init__(self, folder: Path, shell: Shell, database: str) -> None:
+    def __init__(self, folder: Path, shell: Shell, database: str, api: str) -> None:
         self.folder, self.shell = folder, shell
         self.processes = Processes(folder)
-        self.database = database
+        self.database, self.api = database, api
         self.state: FleetState = open_fleet_state(database, "f1")
 
     def start(self, name: str) -> None:
@@ -80,9 +81,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         running_postgres() as database,
         running_mosquitto(tmp_path, f"listener {port} 127.0.0.1\nallow_anonymous true\n", port),
     ):
+        api = f"127.0.0.1:{free_port()}"
         (tmp_path / "edgekit.toml").write_text(
-            f'fleet = "f1"\nbroker = "mqtt://127.0.0.1:{port}"\ndatabase = "{database}"\n'
-            f'api = "127.0.0.1:{free_port()}"\n'
+            f'fleet = "f1"\nbroker = "mqtt://127.0.0.1:{port}"\ndatabase = "{database}"\napi = "{api}"\n'
         )
         shell = Shell(tmp_path, monkeypatch, capfd)
         shell("edgekit registry init")
@@ -93,7 +94,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
             shell(f"edgekit device enroll sim-{number} --target raspberry-pi-4 -o devices/sim-{number}")
             with (tmp_path / "devices" / f"sim-{number}" / "agent.toml").open("a") as file:
                 file.write("probation_seconds = 1\n")
-        made = Site(tmp_path, shell, database)
+        made = Site(tmp_path, shell, database, api)
         try:
             yield made
         finally:
@@ -118,6 +119,8 @@ def test_a_standby_finishes_what_a_killed_leader_began(site: Site) -> None:
         begin(site)
         assert {one["leads"] for one in site.shell.json("edgekit fleet status --json")["controllers"]} == {True, False}
         assert "stands by" in site.shell("edgekit fleet status")[0]
+        with urllib.request.urlopen(f"http://{site.api}/metrics") as reply:
+            assert b"edgekit_controller_leading 1" in reply.read()
         site.shell("edgekit rollout start digits 1.0.0 --waves 2,100%")
         site.until(lambda: 0 < site.succeeded() < DEVICES)
         site.kill("one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import msgspec
 import pytest
@@ -75,6 +76,25 @@ def test_alarms_and_audit_page_by_page(client: Client) -> None:
     second = client.get(f"/api/v1/audit?limit=1&before={first[0]['number']}").json()
     assert second[0]["hash"] == first[0]["previous"]
     assert [one["what"] for one in client.get("/api/v1/audit?what=rollout.start").json()] == ["rollout.start"]
+
+
+def test_the_fleet_says_which_controller_leads(fleet: WebFleet, client: Client) -> None:
+    """In the API and on the page: the leader first, then those that stand by, and one that was not seen for a while."""
+    leaders, now = fleet.state.leaders, time.time()
+    for name, seen in (("a-1", now), ("b-2", now), ("c-3", now - 600.0)):
+        leaders.seen(name, now - 900.0, seen)
+    term = leaders.begin_term("b-2", now - 60.0)
+    found = client.get("/api/v1/fleet").json()["controllers"]
+    assert [(one["name"], one["leads"], one["running"]) for one in found] == [
+        ("b-2", True, True),
+        ("a-1", False, True),
+        ("c-3", False, False),
+    ]
+    assert (found[0]["term"], found[1]["term"]) == (term, 0)
+    page = client.get("/").text
+    assert [page.index(word) for word in ("b-2", "leads", "a-1", "stands by", "c-3", "silent")] == sorted(
+        page.index(word) for word in ("b-2", "leads", "a-1", "stands by", "c-3", "silent")
+    )
 
 
 def test_a_plan_starts_nothing_and_a_start_is_audited(fleet: WebFleet, operator: Client) -> None:
