@@ -19,6 +19,7 @@ class ShadowCounts(msgspec.Struct, frozen=True):
 
     Attributes:
         seconds: Time that the comparison has taken, in all runs of the agent.
+        run: Random number of the comparison.
     """
 
     compared: Count = 0
@@ -27,6 +28,7 @@ class ShadowCounts(msgspec.Struct, frozen=True):
     dropped: Count = 0
     seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     ended: str = ""
+    run: Count = 0
 
     def message(self, digest: str) -> Shadow:
         """What is reported about the bundle with this digest."""
@@ -37,6 +39,7 @@ class ShadowCounts(msgspec.Struct, frozen=True):
             failed=min(self.failed, MAX_COUNT),
             dropped=min(self.dropped, MAX_COUNT),
             ended=self.ended,
+            run=min(self.run, MAX_COUNT),
         )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import secrets
 
 import msgspec
 
-from device_agents.shadow import ShadowCounts
+from device_agents.shadow import MAX_COUNT, ShadowCounts
 from device_agents.threads import in_thread
 from edgekit.errors import DiskError
 from edgekit.protocols import Disk
@@ -29,14 +30,14 @@ class StoredCounts:
         self._disk, self._file = disk, f"{folder}/{FILE_NAME}"
 
     def read(self) -> ShadowCounts:
-        """The stored result; an empty one where there is none."""
+        """The stored result; that of a new comparison where there is none."""
         try:
             return _COUNTS.decode(self._disk.read(self._file))
         except FileNotFoundError:
-            return ShadowCounts()
+            return _new()
         except (DiskError, OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             log.warning("%s cannot be read, the comparison begins anew: %s", self._file, error)
-            return ShadowCounts()
+            return _new()
 
     async def note(self, counts: ShadowCounts) -> None:
         """Store a result."""
@@ -44,3 +45,7 @@ class StoredCounts:
             await in_thread(self._disk.write, self._file, msgspec.json.encode(counts))
         except DiskError as error:
             log.warning("%s cannot be written: %s", self._file, error)
+
+
+def _new() -> ShadowCounts:
+    return ShadowCounts(run=1 + secrets.randbelow(MAX_COUNT))

@@ -158,6 +158,7 @@ class Shadow(msgspec.Struct, frozen=True, array_like=True):
         dropped: Inputs that were left out, because the device was busy.
         ended: Empty while it goes on; ``complete``, ``time`` (its time is over), or why the device cannot compare:
             ``no-model``, ``memory``, ``stateful``, ``inputs``, ``load``; others may come.
+        run: Random number of the comparison, so that a report of an earlier one is recognized.
     """
 
     candidate: str
@@ -166,6 +167,7 @@ class Shadow(msgspec.Struct, frozen=True, array_like=True):
     failed: int = 0
     dropped: int = 0
     ended: str = ""
+    run: int = 0
 
 
 class Running(msgspec.Struct, frozen=True):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from edgekit.mqtt.messages import Outcome, Waiting
+from edgekit.mqtt.messages import Outcome, Running, Waiting
 from edgekit.rollout.plan import RolloutPlan
 from edgekit.rollout.values import IN_FLIGHT, UNASSIGNED, DeviceProgress, DeviceState, DeviceStatus
 
 FAILURES = ("failed", "rolled-back", "refused")
 ROLLED_BACK = "rolled-back"
 SILENT = "silent"
+COMPARING = "SHADOWING"  # as devices report it
 MAX_REASON = 500
 MAX_WAITING_REASON = 63
 
@@ -38,6 +39,7 @@ def judge(progress: DeviceProgress, status: DeviceStatus, now: float) -> DeviceP
             canary=canary,
             chosen=progress.chosen if status.chosen is None else status.chosen,
             can_shadow=progress.can_shadow or status.can_shadow,
+            old_shadow=_old_shadow(status.running),
         )
     if _runs(progress, status):
         return changed(progress, DeviceState.SUCCEEDED, now, excused=False)
@@ -78,6 +80,13 @@ def after_deadline(progress: DeviceProgress, plan: RolloutPlan, now: float) -> D
     limit = plan.device_deadline_seconds + (plan.shadow_seconds if progress.shadowing else 0.0)
     reason = f"{SILENT}: the device reported neither success nor failure within {limit:g} s"
     return changed(progress, DeviceState.FAILED, now, reason)
+
+
+def _old_shadow(running: Running | None) -> int | None:
+    """The comparison that an unassigned device has reported and has ended; one that goes on will count."""
+    if running is None or running.shadow is None or running.state == COMPARING:
+        return None
+    return running.shadow.run
 
 
 def has_compared(progress: DeviceProgress) -> bool:

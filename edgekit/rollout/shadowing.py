@@ -36,10 +36,18 @@ def compared(progress: DeviceProgress, running: Running | None) -> DeviceProgres
     said = running.shadow if running is not None else None
     if said is None or not progress.shadowing or said.candidate != progress.digest[:SHADOW_DIGITS]:
         return progress
+    if said.run == progress.old_shadow:
+        return progress
     total = max(0, said.compared)  # a device may report anything
     differed = min(max(0, said.differed), total)
     counts = Shadow(
-        said.candidate, total, differed, min(max(0, said.failed), differed), max(0, said.dropped), said.ended[:16]
+        said.candidate,
+        compared=total,
+        differed=differed,
+        failed=min(max(0, said.failed), differed),
+        dropped=max(0, said.dropped),
+        ended=said.ended[:16],
+        run=said.run,
     )
     return progress if counts == progress.shadow else msgspec.structs.replace(progress, shadow=counts)
 

@@ -77,6 +77,7 @@ class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_a
         shadowing: True while it compares the bundle with its active one, and may not activate it.
         shadow: The last report of that comparison; None before the first.
         can_shadow: Its agent is new enough to compare.
+        old_shadow: Number of a comparison that it reported before this assignment; that one does not count.
     """
 
     state: DeviceState
@@ -98,6 +99,7 @@ class DeviceProgress(msgspec.Struct, frozen=True, rename={"assigned_at": "told_a
     shadowing: bool = False
     shadow: Shadow | None = None
     can_shadow: bool = False
+    old_shadow: int | None = None
 
     @property
     def late(self) -> bool:

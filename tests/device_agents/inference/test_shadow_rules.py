@@ -110,7 +110,7 @@ def test_bundles_with_other_inputs_cannot_be_compared(manifest):
 
 def test_a_report_of_a_comparison_has_at_most_64_bytes():
     """Also with the largest counts and the longest reason."""
-    counts = ShadowCounts(2**70, 2**70, 2**70, 2**70, 1e9, "no-more-than-this")
+    counts = ShadowCounts(2**70, 2**70, 2**70, 2**70, 1e9, "no-more-than-this", 2**70)
     message = counts.message("f" * 64)
     assert len(encode(message)) <= SHADOW_BYTES
-    assert message == Shadow("f" * 12, MAX_COUNT, MAX_COUNT, MAX_COUNT, MAX_COUNT, "no-more-than-this")
+    assert message == Shadow("f" * 12, MAX_COUNT, MAX_COUNT, MAX_COUNT, MAX_COUNT, "no-more-than-this", MAX_COUNT)

@@ -191,6 +191,24 @@ def test_reports_about_another_bundle_and_contradictions_change_nothing():
     assert story.state.devices["d-1"].shadow == Shadow(NEW[:12], 0, 0, 0, 0, "x" * 16)
 
 
+def test_a_comparison_of_an_earlier_rollout_does_not_count():
+    """A device that has reported one of the same bundle compares anew; one that is comparing goes on."""
+    story = Story(devices=0)
+    before = {
+        "d-0": Shadow(NEW[:12], 30, 0, 0, 0, "complete", 11),
+        "d-1": Shadow(NEW[:12], 30, 0, 0, 0, "complete", 12),
+    }
+    story.see({"d-0": before["d-0"]})
+    running = Running(digest=OLD, shadow=before["d-1"], state="SHADOWING")
+    story.take(Surveyed({"d-1": DeviceStatus(NEW, running, can_shadow=True)}))
+    assert story.assigned(shadowing=True) == ["d-0", "d-1"]
+    story.see(before)
+    assert story.state.devices["d-0"].shadow is None
+    assert story.state.devices["d-1"].shadow.compared == 30
+    story.see({"d-0": Shadow(NEW[:12], 30, 0, 0, 0, "complete", 13)})
+    assert story.assigned(shadowing=False) == ["d-0", "d-1"]
+
+
 def test_what_people_see():
     """Text of a device and of the gate, and the document of the API."""
     story = Story()
