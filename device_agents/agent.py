@@ -23,7 +23,7 @@ from device_agents.control.renewal import CertificateParts, CertificateRenewal
 from device_agents.control.reports import ReportBuilder
 from device_agents.control.requests import RequestClient
 from device_agents.control.telemetry import TelemetrySender, flatten
-from device_agents.deployment import Deployment, UpdateRecord
+from device_agents.deployment import Deployment, UpdateRecord, UpdateState
 from device_agents.download.block_fetcher import BlockFetcher
 from device_agents.download.gate import Gate
 from device_agents.options import AgentOptions
@@ -31,6 +31,8 @@ from device_agents.profiling.profiler import Profiler
 from device_agents.protocols import Inference, SelfTester, TrustFactory
 from device_agents.remote.self_tests import SelfTests
 from device_agents.remote_commands import RemoteParts, confirm_settings, handlers_of, notices
+from device_agents.spool.making import SpoolParts
+from device_agents.spool.running import RunningSpool
 from device_agents.storage.consents import Consents, asks_consent
 from device_agents.storage.evidence import EvidenceFile
 from device_agents.storage.journal import Journal
@@ -43,7 +45,7 @@ from device_agents.update.recovery import Recovery
 from device_agents.update.runner import Updater
 from device_agents.update.runtime_evidence import RuntimeEvidence
 from edgekit.bundle.manifest import NAME_PATTERN, Manifest
-from edgekit.errors import TransportError, VerificationError
+from edgekit.errors import TransportError, UnavailableError, VerificationError
 from edgekit.protocols import Clock, Disk, Transport
 from edgekit.trust.assignment import Assignment, Entry
 
@@ -65,6 +67,7 @@ class AgentParts(NamedTuple):
         condition: Reads the facts that change; it blocks for some milliseconds.
         remote: What remote commands need; by default only the self-test is offered.
         certificate: The TLS certificate to renew; None where there is none.
+        spool: Samples for retraining; None where none may be kept.
     """
 
     disk: Disk
@@ -80,6 +83,7 @@ class AgentParts(NamedTuple):
     condition: Callable[[], Condition] = Condition
     remote: RemoteParts = RemoteParts()
     certificate: CertificateParts | None = None
+    spool: SpoolParts | None = None
 
 
 class Agent:
@@ -122,6 +126,7 @@ class Agent:
         self._effects = self._make_effects()
         self._machine = UpdateMachine(options.limits)
         self._numbers = self._make_numbers()
+        self._spool = self._make_spool()
         self._recovery = Recovery(self._journal, self._effects, parts.inference, self._updaters, self._events.send)
 
     def _make_link(self) -> ControlLink:
@@ -307,7 +312,12 @@ class Agent:
             self._options.fleet,
             link=self._link,
             journal=self._journal,
-            handlers=handlers_of(parts.remote, self_tests=SelfTests(parts.inference, active), profiler=profiler),
+            handlers=handlers_of(
+                parts.remote,
+                self_tests=SelfTests(parts.inference, active),
+                profiler=profiler,
+                collector=parts.spool.collector if parts.spool else None,
+            ),
             director_key=self._director_key,
             restart=self._restart,
             clock=parts.clock,
@@ -364,7 +374,34 @@ class Agent:
             ),
             watch_consents(self._consents, lambda: self.states, lambda model, one: self._updaters[model].offer(one)),
             watch_growth(inference.grown, self._events.send_growth, survey_seconds=timings.memory_survey_seconds),
+            *(self._spool.work() if self._spool else ()),
         ]
+
+    def _make_spool(self) -> RunningSpool | None:
+        options, parts = self._options, self._parts
+        if parts.spool is None:
+            return None
+        return RunningSpool(
+            options.device,
+            options.fleet,
+            parts.spool,
+            requests=self._requests,
+            transport=parts.transport,
+            signer=parts.signer,
+            needed=self._link_needed,
+            tell=lambda kind, message: self._events.send(kind, "", "DiskError", message),
+        )
+
+    def _link_needed(self) -> str:
+        """Why the link is not free for samples; empty where it is."""
+        for name, state in self.states.items():
+            if state.name in (UpdateState.RESOLVING, UpdateState.DOWNLOADING) and state.waiting is None:
+                return f"an update of {name} is downloaded"
+        try:
+            self._gate.check_open()
+        except UnavailableError as error:
+            return str(error)
+        return ""
 
     def _renewal(self, certificate: CertificateParts) -> CertificateRenewal:
         return CertificateRenewal(
@@ -456,7 +493,7 @@ class Agent:
             "agent.dropped_messages": float(self._link.dropped),
             "agent.unexpected_errors": float(self._effects.unexpected_errors),
         }
-        return {**flatten(self._parts.inference.counters()), **own}
+        return {**flatten(self._parts.inference.counters()), **own, **(self._spool.counters() if self._spool else {})}
 
 
 def _to_deployment(entry: Entry, assignment: int) -> Deployment:

@@ -38,6 +38,7 @@ from device_agents.profiling.profiler import ProfileOptions
 from device_agents.remote.logs import LogTail
 from device_agents.remote.overlay import Overlay, RemoteSettings, with_values
 from device_agents.remote_commands import RemoteParts
+from device_agents.spool.making import make_spool
 from device_agents.storage.footprints import DiskFootprints
 from device_agents.storage.journal import Journal
 from device_agents.update.evidence_rules import Policy
@@ -135,6 +136,13 @@ def fallback_hold(settings: AgentSettings) -> Reason | None:
     if is_set(settings.offline, settings.offline_file):
         return Reason.OFFLINE
     return None if settings.metered_fallback or not metered_link(settings).is_metered() else Reason.METERED
+
+
+def sample_hold(settings: AgentSettings) -> str:
+    """Why no sample may be sent at present; empty where the owner's settings let one be sent."""
+    if is_set(settings.offline, settings.offline_file):
+        return "this device is offline (settings offline and offline_file)"
+    return "the link is metered" if metered_link(settings).is_metered() else ""
 
 
 def endpoint_hold(settings: AgentSettings, url: str) -> Reason | None:
@@ -310,6 +318,7 @@ def make_agent(
         condition=lambda: read_condition(settings.state),
         remote=(remote or RemoteParts())._replace(profile=_profile_options(settings)),
         certificate=certificate,
+        spool=make_spool(settings, inference, disk, lambda: sample_hold(settings)),
     )
     agent = Agent(options, parts)
     inference.listen(agent.events.send_load)

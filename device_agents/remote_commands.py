@@ -11,9 +11,19 @@ from device_agents.remote.answer import CommandAnswer, Handler
 from device_agents.remote.logs import LogTail
 from device_agents.remote.overlay import Overlay, RemoteSettings
 from device_agents.remote.self_tests import SelfTests
+from device_agents.spool.collector import Collector
 from device_agents.threads import in_thread
 from edgekit.errors import TransportError
-from edgekit.mqtt.command_arguments import LOGS, PROFILE, RESTART, SELF_TEST, SET, NoArguments
+from edgekit.mqtt.command_arguments import (
+    COLLECT,
+    LOGS,
+    PROFILE,
+    RESTART,
+    SELF_TEST,
+    SET,
+    CollectArguments,
+    NoArguments,
+)
 
 CONNECTION_SECONDS = 3600.0
 
@@ -36,9 +46,14 @@ class RemoteParts(NamedTuple):
     restartable: bool = False
 
 
-def handlers_of(parts: RemoteParts, *, self_tests: SelfTests, profiler: Profiler | None) -> dict[str, Handler]:
+def handlers_of(
+    parts: RemoteParts, *, self_tests: SelfTests, profiler: Profiler | None, collector: Collector | None
+) -> dict[str, Handler]:
     """The handlers of the kinds that an agent offers."""
-    handlers: dict[str, Handler] = {SELF_TEST: self_tests.answer}
+    handlers: dict[str, Handler] = {
+        SELF_TEST: self_tests.answer,
+        COLLECT: collector.answer if collector is not None else _collect_nothing,
+    }
     if parts.logs is not None:
         handlers[LOGS] = parts.logs.answer
     if parts.settings is not None:
@@ -70,6 +85,10 @@ async def confirm_settings(overlay: Overlay | None, wait_connected: Callable[[fl
             await asyncio.sleep(0)
             continue
         await in_thread(overlay.confirm)
+
+
+async def _collect_nothing(arguments: CollectArguments) -> CommandAnswer:
+    return CommandAnswer(False, "this device keeps no samples: its settings name no sample_key")
 
 
 async def _restart(arguments: NoArguments) -> CommandAnswer:

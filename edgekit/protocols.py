@@ -140,6 +140,10 @@ class Store(Protocol):
         """
         ...
 
+    def remove(self, name: str) -> None:
+        """Remove a blob; no error if it does not exist. Raises StoreError."""
+        ...
+
     def exists(self, name: str) -> bool:
         """True if the blob exists."""
         ...

@@ -19,6 +19,7 @@ from converters.graph.interface import Interface, Number
 from converters.graph.stated import DataArray
 from edgekit.errors import DataError
 from edgekit.preprocess import Processor
+from edgekit.samples.table import PREFIX as COLLECTED
 from edgekit.tensors import Array, TensorSpec
 
 LABELS, OTHER_LABELS = "y", "y_"  # labels of the decision output, and the prefix for those of another output
@@ -116,6 +117,7 @@ def load_samples(
 ) -> Samples:
     """Read .npz (``x``, or one array per input under its name, and ``y``), .npy, or a folder of images.
 
+    Arrays whose names begin with ``edgekit_`` are left out: `edgekit collect` writes them beside the inputs.
     Labels of another output than the decision output are ``y_OUTPUT``, and ``group`` holds the group of each row. For a
     model with state, ``stream`` holds the stream of each row; without it all rows are one stream.
 
@@ -363,7 +365,7 @@ def _read(path: Path) -> dict[str, Array]:
         if isinstance(loaded, np.ndarray):
             return {SINGLE: loaded}
         with loaded:
-            return {name: loaded[name] for name in loaded.files}
+            return {name: loaded[name] for name in loaded.files if not name.startswith(COLLECTED)}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} cannot be read as .npz or .npy: {error}",

@@ -45,9 +45,13 @@ class PendingRequest:
     def new_id(self) -> str:
         """A new request id whose answers are received here."""
         request_id = secrets.token_hex(8)
+        self.use_id(request_id)
+        return request_id
+
+    def use_id(self, request_id: str) -> None:
+        """Also receive answers with an id that was given elsewhere."""
         self._ids.add(request_id)
         self._client.waiting[request_id] = self
-        return request_id
 
     def close(self) -> None:
         """Receive no more; answers that still come are foreign."""

@@ -28,6 +28,7 @@ from device_agents.inference.egress_rules import stricter
 from device_agents.inference.options import ALLOWED, DECODED, NEVER, CloudOptions, ServiceOptions
 from device_agents.inference.retry_budget import RetryBudget
 from device_agents.remote.overlay import Overlay
+from device_agents.spool.store import stored_entries
 from device_agents.storage.evidence import EvidenceFile
 from device_agents.storage.journal import Journal
 from device_agents.storage.slot_check import check_slot
@@ -39,6 +40,8 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.state import state_links
 from edgekit.errors import CloudError, DataError, EdgekitError, SettingsError, UnavailableError
 from edgekit.identity.authority import expiry_of
+from edgekit.sealing.cipher import key_id
+from edgekit.sealing.class_keys import load_x25519_public
 from edgekit.sealing.keyring import Keyring
 from edgekit.settings import AgentSettings
 from edgekit.settings.groups import settings_group
@@ -78,6 +81,7 @@ def checks_of(settings: AgentSettings, config: Path, overlay: Overlay | None = N
         "broker": checks.broker,
         "fallback": checks.fallback,
         **({"cloud tier": checks.cloud} if settings.all_cloud_urls() else {}),
+        **({"samples": checks.samples} if settings.sample_key else {}),
     }
 
 
@@ -113,6 +117,14 @@ class _Checks:
 
     def key(self) -> str:
         return f"{self._settings.key}, key id {load_signer(self._settings.key).public_key.keyid[:12]}"
+
+    def samples(self) -> str:
+        """The key for samples, and those that wait to be sent."""
+        assert self._settings.sample_key is not None  # else there is no such check
+        public = load_x25519_public(self._settings.sample_key)
+        entries = stored_entries(self._folder())
+        size = sum(entry.size for entry in entries)
+        return f"key {key_id(public)[:12]}; {len(entries)} samples of {size} bytes wait to be sent"
 
     def class_keys(self) -> str:
         return ", ".join(f"key id {one[:12]}" for one in Keyring(self._settings.class_keys).ids)

@@ -1,4 +1,4 @@
-"""Rules of what may be sent to the cloud tier: the policy of a model's inputs, and the pauses of streams. Pure."""
+"""Rules of what may leave the device, to the cloud tier or as a sample: policies of models, pauses of streams. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 import msgspec
 
 from device_agents.inference.options import ALLOWED, DECODED, CloudOptions
+from device_agents.inference.routing_rules import LOCAL_ONLY as LOCAL_ONLY_ROUTE
 from edgekit.serving.models.options import SendInputs, TelemetryInputs
 from edgekit.tensors import Array, DType
 
@@ -47,6 +48,26 @@ def release(policy: SendInputs, model: str, inputs: Mapping[str, Array]) -> Rele
             f"this device ({_WHERE})"
         )
     return Release(dict(inputs))
+
+
+def release_sample(
+    policy: SendInputs, model: str, inputs: Mapping[str, Array], *, route: str, stateful: bool
+) -> Release:
+    """Inputs of an answered request that may leave the device later, as a sample.
+
+    What may not be sent to the cloud tier may not be kept for the operator either: the same policy holds, and also what
+    the client asked for, and that requests of a model with state stay here.
+
+    Args:
+        policy, model, inputs: As `release`.
+        route: The route that the client asked for.
+        stateful: True for a request of a stream.
+    """
+    if route == LOCAL_ONLY_ROUTE:
+        return Release(fault=f"the client asked that nothing of the request leaves this device ({route})")
+    if stateful:
+        return Release(fault=f"model {model!r} has state, and single steps of a stream are no samples")
+    return release(policy, model, inputs)
 
 
 def stricter(one: str, other: str) -> SendInputs:

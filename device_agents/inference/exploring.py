@@ -11,9 +11,10 @@ from device_agents.inference.failures import FallbackError
 from device_agents.inference.fallback import Fallback
 from device_agents.inference.request import Request
 from device_agents.inference.routing_rules import Reason
-from edgekit.protocols import Clock
+from edgekit.protocols import Clock, CloudAnswer
 from edgekit.tensors import Array
 
+See = Callable[[CloudAnswer | None, None], None]
 MOST_AT_ONCE = 2  # explorations; others are left out, so that they never hold back requests that need the cloud tier
 
 
@@ -35,15 +36,20 @@ class Explorer:
         self._share, self._spread = share, spread
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def consider(self, request: Request, held: Held, local: dict[str, Array]) -> None:
-        """Explore a confident answer to one row, if chance and limits say so; returns at once."""
+    def consider(self, request: Request, held: Held, local: dict[str, Array], see: See) -> bool:
+        """Explore a confident answer to one row, if chance and limits say so; returns at once.
+
+        Returns:
+            True where it is explored; then `see` is called with the cloud tier's answer, or None if it gave none.
+        """
         if self._spread() >= self._share or len(self._tasks) >= MOST_AT_ONCE:
-            return
+            return False
         if not held.may_explore(self._clock.monotonic()):
-            return
-        task = asyncio.get_running_loop().create_task(self._explore(request, held, local))
+            return False
+        task = asyncio.get_running_loop().create_task(self._explore(request, held, local, see))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return True
 
     async def close(self) -> None:
         """End what is under way."""
@@ -52,7 +58,7 @@ class Explorer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _explore(self, request: Request, held: Held, local: dict[str, Array]) -> None:
+    async def _explore(self, request: Request, held: Held, local: dict[str, Array], see: See) -> None:
         output = held.certificate.output
         expected = request.expected._replace(local=local, wanted=(output,))
         try:
@@ -62,7 +68,9 @@ class Explorer:
         except FallbackError as error:
             if error.reason is not Reason.BUDGET_PACE:  # which keeps sure answers first; unsure ones may still be sent
                 held.cloud_failed()
+            see(None, None)
             return
+        see(answer, None)
         request.counters["explored"] += 1
         note_cloud(self._certificates, request.model, held, answer.digest)
         if answer.digest != held.certificate.bound.cloud_digest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
@@ -12,6 +13,7 @@ from device_agents.inference.certified import Held
 from device_agents.inference.exploring import Explorer, note_cloud
 from device_agents.inference.failures import FallbackError
 from device_agents.inference.fallback import Fallback
+from device_agents.inference.observation import TakesSamples, observation
 from device_agents.inference.options import LOCAL_ONLY, NEVER, CloudOptions
 from device_agents.inference.request import Request, no_route_message, stateful_error
 from device_agents.inference.routing_rules import Decision, Reason, Route
@@ -39,6 +41,9 @@ class InferenceRouter:
         certificates: Certificates of the active bundles.
         explorer: Sends some confident answers to the cloud tier too; None without a cloud tier.
         shadowing: Compares other bundles with the local answers.
+
+    Attributes:
+        taker: Takes the answers of local models whose inputs may leave the device; None for nobody.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class InferenceRouter:
         self._options, self._clock, self._prepare_again = options, clock, prepare_again
         self._certificates, self._explorer = certificates, explorer
         self._shadowing = shadowing
+        self.taker: TakesSamples | None = None
 
     async def answer(self, request: Request) -> InferResponse:
         """Answer a prepared request; raises as `InferenceService.infer`."""
@@ -89,12 +95,15 @@ class InferenceRouter:
                 held, certified, score, options.threshold, local_only=options.refuted_certificate == LOCAL_ONLY
             ),
         )
+        see = functools.partial(self._observe, request, options, outputs, held, certified, score)
         if after.route is not Route.CLOUD:
             if held is not None and certified is not None and after.reason is Reason.CONFIDENT and has_cloud:
                 if len(certified) == 1 or _may_split(request, outputs, len(certified)):
                     request.certify(held)
-                if self._explorer is not None and len(certified) == 1:
-                    self._explorer.consider(request, held, outputs)
+                explorer = self._explorer if len(certified) == 1 else None
+                if explorer is not None and explorer.consider(request, held, outputs, see):
+                    return request.respond(outputs, after, score)
+            see(None, None)
             return request.respond(outputs, after, score)
         rows = None
         if after.reason is Reason.LOW_SCORE:
@@ -105,12 +114,42 @@ class InferenceRouter:
         except FallbackError as error:
             if held is not None:
                 held.cloud_failed()
+            see(None, None)
             return request.respond(outputs, Decision(Route.DEGRADED, error.reason), score)
+        see(answer, rows)
         if held is not None:
             note_cloud(self._certificates, request.model, held, answer.digest)
             if certified is not None and after.reason is Reason.LOW_SCORE and (rows is not None or len(certified) == 1):
                 request.certify(held)
         return request.respond_from_cloud(answer, after, score, rows=None if rows is None else int(rows.sum()))
+
+    def _observe(
+        self,
+        request: Request,
+        options: CloudOptions,
+        outputs: Mapping[str, Array],
+        held: Held | None,
+        certified: Array | None,
+        score: float | None,
+        answer: CloudAnswer | None,
+        rows: Array | None,
+    ) -> None:
+        """Tell the taker of an answer; `answer` is the cloud tier's, to the rows where `rows` (N,) is true."""
+        if self.taker is None or request.session is None or not self.taker.wants(request.model):
+            return
+        task = request.session.manifest.task
+        seen = observation(
+            request,
+            options.send_inputs,
+            outputs,
+            unsure=row_splitting.unsure_rows(held, certified, task, outputs, options.threshold),
+            score=score,
+            cloud=None if answer is None else answer.outputs,
+            cloud_rows=rows,
+            cloud_model="" if answer is None else answer.digest,
+        )
+        if seen is not None:
+            self.taker.take(seen)
 
     @staticmethod
     def _unsure_rows(

@@ -21,10 +21,12 @@ from device_agents.inference.budgets import Listener as BudgetListener
 from device_agents.inference.certificates import Certificates
 from device_agents.inference.certificates import Listener as CertificateListener
 from device_agents.inference.cloud_endpoints import CloudEndpoints, endpoints_of
+from device_agents.inference.counters import NO_MODEL, new_counters
 from device_agents.inference.drift import Listener as DriftListener
 from device_agents.inference.egress_rules import BundleLimits
 from device_agents.inference.exploring import Explorer
 from device_agents.inference.fallback import Fallback
+from device_agents.inference.observation import TakesSamples
 from device_agents.inference.observing import Observer
 from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
 from device_agents.inference.request import Request, parse_parameters
@@ -42,7 +44,7 @@ from edgekit.serving.api.description import ModelDescription, check_outputs, des
 from edgekit.serving.models.load_progress import LONG_SECONDS, LoadListener
 from edgekit.serving.models.manager import ModelManager
 from edgekit.serving.models.memory_growth import Grown
-from edgekit.serving.models.options import ModelOptions, ModelSettings
+from edgekit.serving.models.options import ModelOptions, ModelSettings, SendInputs
 from edgekit.serving.oip.codec import InferRequest, InferResponse
 from edgekit.serving.oip.deadlines import check_deadline_ms
 from edgekit.serving.session.memory_usage import Footprints
@@ -53,13 +55,6 @@ from edgekit.serving.session.statistics import Statistics
 from edgekit.serving.worker.loader import Loader
 from edgekit.sketches.sketch import Sketch
 from edgekit.tensors import Array
-
-COUNTERS = (
-    *("requests", "local", "cloud", "degraded", "errors", "cloud_errors"),
-    *("runs", "run_us", "runtime_errors", "unusable"),  # of the local model; `run_us`: microseconds, queue included
-    *("certified", "explored", "explored_differing"),
-    *("shed", "expired"),  # refused by the local model: its queue was full, or the deadline was too near
-)
 
 
 class InferenceService:
@@ -105,7 +100,7 @@ class InferenceService:
         own, defaults = models or {}, options or ModelOptions()
         self._configured, self._assigned = frozenset(own), frozenset[str]()
         self._limits = BundleLimits()
-        cloud_options = self._limits.within(
+        self._cloud_options = cloud_options = self._limits.within(
             functools.lru_cache(maxsize=256)(lambda model: CloudOptions.of(service, own.get(model)))
         )
         self._budgets = Budgets(service.budget, lambda model: cloud_options(model).budget, self._clock, disk)
@@ -184,7 +179,7 @@ class InferenceService:
             RuntimeLoadError, ManifestError, DataError, MissingExtraError: it cannot be loaded or run; the previous
                 bundle keeps answering.
         """
-        self._counters.setdefault(model, _new_counters())
+        self._counters.setdefault(model, new_counters())
         before = self._limits.begin(model, manifest.may_send)
         try:
             await self._manager.activate(model, manifest, folder, check=_run_golden if compare else None)
@@ -234,6 +229,14 @@ class InferenceService:
     def listen_drift(self, listener: DriftListener) -> None:
         """Call ``listener(kind, model, error, message, detail)`` where inputs or answers begin or cease to differ."""
         self._observer.drift.listen(listener)
+
+    def give_samples(self, taker: TakesSamples) -> None:
+        """Let `taker` take the answers of local models whose inputs may leave the device."""
+        self._router.taker = taker
+
+    def send_inputs(self, model: str) -> SendInputs:
+        """The policy of a model's inputs: whether they may leave the device."""
+        return self._cloud_options(model).send_inputs
 
     async def deactivate(self, model: str) -> None:
         """Answer the accepted requests of a model, then unload it. No error for an unknown model."""
@@ -315,7 +318,7 @@ class InferenceService:
             raise DataError(f"edgekit_route is {route!r}, expected one of {', '.join(routing_rules.ROUTES)}")
         session = self._session(model)
         self._check_exists(model, version, session)
-        counters = self._counters.setdefault(model, _new_counters())
+        counters = self._counters.setdefault(model, new_counters())
         begun = self._clock.monotonic()
         deadline = self._deadline(deadline_ms)
         patience = None if deadline is None else deadline - self._clock.monotonic()
@@ -437,7 +440,7 @@ class InferenceService:
         totals = {}
         for name, counters in self._counters.items():
             model = self._manager.get(name)
-            own = model.counters if model else _NO_MODEL
+            own = model.counters if model else NO_MODEL
             totals[name] = {key: float(n) for key, n in (*counters.items(), *own.items())}
             totals[name]["crashes"] = float(model.crashes if model else 0)
         for name, counts in (self._fallback.counters() if self._fallback else {}).items():
@@ -513,10 +516,3 @@ class InferenceService:
 
 async def _run_golden(session: Session) -> SelfTest:
     return await session.call(lambda runtime: check_golden(runtime, session.manifest, session.folder))
-
-
-def _new_counters() -> dict[str, int]:
-    return dict.fromkeys(COUNTERS, 0)
-
-
-_NO_MODEL = {"swaps": 0, "loads": 0, "evictions": 0}

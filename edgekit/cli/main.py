@@ -39,6 +39,7 @@ COMMANDS = {
     "assign": ("edgekit.cli.assign:assign", "Standing assignments: what new devices get without a rollout."),
     "alarm": ("edgekit.cli.alarm:alarm", "List alarms of devices: latency, drift, errors, heat."),
     "fleet": ("edgekit.cli.fleet:fleet", "Pause or resume every change of the fleet."),
+    "collect": ("edgekit.cli.collect:collect", "Decrypt the samples that devices sent, as data for retraining."),
     "audit": ("edgekit.cli.audit:audit", "Show and verify the log of every change of the fleet."),
     "controller": ("edgekit.cli.controller.group:controller", "Run the fleet controller, back it up and restore it."),
     "cloud": ("edgekit.cli.cloud:cloud", "Run the cloud tier."),

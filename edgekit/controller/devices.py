@@ -254,7 +254,7 @@ class DeviceService:
         else:
             numbers = {"report": stored.report, "session": stored.session, "command": stored.command}
             self._notify(report.device, NUMBERS, message, **numbers)
-        self._tell(report.device, "numbers-behind", "", message)
+        self.tell(report.device, "numbers-behind", "", message)
 
     def _notify(self, device: str, kind: str, message: str, **numbers: int) -> None:
         notice = Notice(device, self._fleet, kind, self._clock.wall(), message, **numbers)
@@ -262,7 +262,7 @@ class DeviceService:
 
     def _tell_double(self, device: str, found: str) -> None:
         message = f"{found}: two devices use the name {device}"
-        self._tell(device, "name-used-twice", "", message)
+        self.tell(device, "name-used-twice", "", message)
         if self._quarantine_clones:
             self._state.lifecycle.quarantine(device, message, self._clock.wall())
 
@@ -274,7 +274,7 @@ class DeviceService:
             return
         if between := self._sessions.note(device, str(presence.session)):  # an older agent, whose reports name no run
             found = f"session {presence.session} began again after session {between}"
-            self._tell(
+            self.tell(
                 device, "name-used-twice", "", f"{found}: two devices use the name {device}, or its disk was restored"
             )
 
@@ -300,11 +300,19 @@ class DeviceService:
         self._state.devices.save_telemetry(msgspec.structs.replace(telemetry, sketches={}), now)
 
     def _open(self, device: str, message: Message, kind: type[T]) -> T:
-        """Verify the message with the key of the topic's device and decode it; it must name the same device."""
+        return self.open_from(device, message.payload, kind)
+
+    def open_from(self, device: str, payload: bytes, kind: type[T]) -> T:
+        """Verify an envelope with the key of a device and decode its message, which must name the same device.
+
+        Raises:
+            NotFoundError: no such device is enrolled.
+            SignatureError, DataError: it is not signed by the device, or is not such a message.
+        """
         pem = self._state.devices.get(device).public_key
         if pem not in self._keys:
             self._keys[pem] = parse_public(pem.encode(), f"public key of {device}")
-        opened = open_envelope(message.payload, kind, self._keys[pem])
+        opened = open_envelope(payload, kind, self._keys[pem])
         named = msgspec.structs.asdict(opened).get("device")
         if named != device:
             raise DataError(f"{kind.__name__} names device {str(named)[:64]!r} on the topic of {device!r}")
@@ -312,9 +320,9 @@ class DeviceService:
 
     def _reject(self, device: str, kind: str, error: Exception) -> None:
         """Store an event about a message that cannot be verified or read."""
-        self._tell(device, kind, type(error).__name__, str(error))
+        self.tell(device, kind, type(error).__name__, str(error))
 
-    def _tell(self, device: str, kind: str, error: str, message: str) -> None:
+    def tell(self, device: str, kind: str, error: str, message: str) -> None:
         """Store an event of the controller, once a minute for each device and kind."""
         now = self._clock.wall()
         if now - self._rejected_at.get((device, kind), float("-inf")) < SAME_EVENT_SECONDS:

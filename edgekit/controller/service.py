@@ -20,6 +20,7 @@ from edgekit.controller.leadership import Leadership, controller_name
 from edgekit.controller.metadata import MetadataService
 from edgekit.controller.refusals import RefusalService
 from edgekit.controller.rollouts import RolloutService
+from edgekit.controller.samples import SampleService
 from edgekit.controller.standing import StandingService
 from edgekit.controller.webhooks import Post, WebhookService, no_post
 from edgekit.errors import EdgekitError, TransportError
@@ -44,6 +45,8 @@ class ControllerOptions(msgspec.Struct, frozen=True):
         broker_budget_bytes: Bytes of blocks that may be on the way to devices at one time.
         timestamp_check_seconds: Time between two checks of the registry's timestamp.
         telemetry_days: How long roll-ups of telemetry are kept.
+        sample_quota_bytes: Most bytes of the samples of one device.
+        sample_days: How long samples are kept after their arrival.
     """
 
     tick_seconds: float = 0.5
@@ -52,6 +55,8 @@ class ControllerOptions(msgspec.Struct, frozen=True):
     timestamp_check_seconds: float = 600.0
     quarantine_clones: bool = False
     telemetry_days: int = 14
+    sample_quota_bytes: int = 256 * 1024**2
+    sample_days: int = 90
 
 
 class Controller:
@@ -129,6 +134,7 @@ class Controller:
             quarantine_clones=options.quarantine_clones,
             leading=self._leads,
         )
+        self.samples = self._make_samples(fleet, store)
         self.hints = HintService(fleet=fleet, transport=transport, state=state)
         self._add_leader_services(state.fenced(self.leadership.check), reader, director, post)
 
@@ -151,6 +157,19 @@ class Controller:
         self.webhooks = WebhookService(state=state, clock=clock, post=post, leading=self._leads)
         self.health = HealthService(state=state, clock=clock, telemetry_days=options.telemetry_days)
 
+    def _make_samples(self, fleet: str, store: Store) -> SampleService:
+        return SampleService(
+            fleet=fleet,
+            transport=self._transport,
+            store=store,
+            clock=self._clock,
+            devices=self.devices,
+            refusals=self.refusals,
+            quota_bytes=self._options.sample_quota_bytes,
+            days=self._options.sample_days,
+            leading=self._leads,
+        )
+
     def values(self) -> dict[str, float]:
         """The controller's own counters and present values, for its metrics."""
         return {
@@ -164,6 +183,11 @@ class Controller:
             "tick_errors_total": self.tick_errors,
             "dropped_messages_total": self.devices.dropped,
             "failed_messages_total": self.devices.failures,
+            "samples_stored_total": self.samples.counts["stored"],
+            "sample_bytes_stored_total": self.samples.counts["stored_bytes"],
+            "samples_refused_total": self.samples.counts["refused"],
+            "samples_full_total": self.samples.counts["full"],
+            "samples_expired_total": self.samples.counts["expired"],
         }
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -172,7 +196,7 @@ class Controller:
         Raises:
             RefusedError: another controller runs with this database, which serves only one.
         """
-        services: list[Any] = [self.blocks, self.metadata, self.devices, self.webhooks]
+        services: list[Any] = [self.blocks, self.metadata, self.devices, self.samples, self.webhooks]
         services += [self._joins] if self._joins is not None else []
         self._transport.on_connection(self.rollouts.connection_changed)
         self._transport.on_connection(self._check_packets)
@@ -209,7 +233,8 @@ class Controller:
 
     async def tick(self) -> None:
         """Do one round of the work that is due; the next round repeats what failed."""
-        leader_parts = (self._check_timestamp, self.rollouts.tick, self.standing.tick, self.health.tick, self._publish)
+        surveys = (self.rollouts.tick, self.standing.tick, self.health.tick, self.samples.tick)
+        leader_parts = (self._check_timestamp, *surveys, self._publish)
         for part in (self.refusals.look, *leader_parts):
             if part in leader_parts and not self.leadership.leading:
                 return

@@ -9,12 +9,14 @@ import msgspec
 from msgspec import Meta
 
 from edgekit.errors import DataError
+from edgekit.mqtt.sample_reasons import HARD, REASONS, SampleReason
 
 SELF_TEST = "self-test"  # run the golden samples of every live model
 PROFILE = "profile"  # measure a published bundle in a process of its own
 LOGS = "logs"  # the newest lines of the agent's log
 RESTART = "restart"  # stop in order and start again
 SET = "set"  # change settings until they are taken back
+COLLECT = "collect"  # keep samples of answers by a rule for a time, or say how many there are
 
 # Settings that `set` may change: intervals, limits and times. None of them concerns trust, keys, addresses, what leaves
 # the device, or the cloud tier.
@@ -28,6 +30,7 @@ SETTABLE = (
     *("probation_seconds", "probation_requests", "probation_max_error_share", "probation_max_latency_ms"),
 )
 MAX_LINES = 500
+MAX_SAMPLES, MAX_COLLECT_SECONDS = 100_000, 31 * 86_400.0
 MAX_VALUE = 200
 
 A = TypeVar("A", bound=msgspec.Struct)
@@ -75,12 +78,33 @@ class SetArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     restart: bool = True
 
 
+class CollectArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``collect``: a rule that adds to the device's own settings until it has its samples, or its time is over.
+
+    What may leave the device, its daily limits, and the key for which samples are sealed stay those of its settings.
+
+    Attributes:
+        samples: Most samples; 0 ends the rule before and only returns counts.
+        seconds: How long the rule holds.
+        reasons: Which answers are kept.
+        share: Share of all answers that is also kept by chance, 0 to 1.
+        model: Only of this model; empty for all.
+    """
+
+    samples: Annotated[int, Meta(ge=0, le=MAX_SAMPLES)] = 0
+    seconds: Annotated[float, Meta(gt=0, le=MAX_COLLECT_SECONDS)] = 86_400.0
+    reasons: Annotated[tuple[SampleReason, ...], Meta(max_length=len(REASONS))] = HARD
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    model: Annotated[str, Meta(max_length=MAX_VALUE)] = ""
+
+
 ARGUMENTS: dict[str, type[msgspec.Struct]] = {
     SELF_TEST: NoArguments,
     PROFILE: ProfileArguments,
     LOGS: LogsArguments,
     RESTART: NoArguments,
     SET: SetArguments,
+    COLLECT: CollectArguments,
 }
 COMMAND_KINDS = tuple(ARGUMENTS)
 

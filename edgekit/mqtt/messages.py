@@ -1,6 +1,7 @@
 """Wire messages as frozen values; MessagePack maps on the wire. Unknown keys are ignored; ids are in the payload.
 
-All messages over MQTT are here, except the assignment on ``desired``, which is a TUF document (`trust/`).
+All messages over MQTT are here, except parts of samples (`sample_messages.py`) and the assignment on ``desired``, which
+is a TUF document (`trust/`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from edgekit.errors import DataError
+from edgekit.mqtt.sample_messages import SampleHead, SamplePart
 from edgekit.sketches.sketch import Sketch
 
 MAX_PAYLOAD_BYTES = 256 * 1024
@@ -448,7 +450,7 @@ class FleetHints(msgspec.Struct, frozen=True):
 # Decoders are built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
 _MESSAGES = (
     BlocksRequest, MetadataRequest, Answer, BroadcastBlocks, BroadcastClaim, Reported, Presence, Event, Telemetry,
-    Command, Result, Notice, Envelope, FleetHints,
+    Command, Result, Notice, Envelope, FleetHints, SampleHead, SamplePart,
     CertificateRequest, ClaimMessage, ClaimRequest, ClaimProof, ClaimAnswer,
 )  # fmt: skip
 _DECODERS: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {kind: msgspec.msgpack.Decoder(kind) for kind in _MESSAGES}

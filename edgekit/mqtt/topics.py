@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 ROOT = "edgekit/v1"
 DEVICE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-DEVICE_KINDS = ("desired", "reported", "presence", "telemetry", "event", "command", "result")
+DEVICE_KINDS = ("desired", "reported", "presence", "telemetry", "event", "command", "result", "sample")
 REQUEST_KINDS = ("metadata", "blocks", "certificate")
 CONTROLLER = "controller"  # the broker user that may read and write everything; no device may have this name
 

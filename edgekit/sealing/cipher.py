@@ -27,7 +27,7 @@ from edgekit.errors import SealError
 
 KEY_BYTES, TAG_BYTES = 32, 16
 FRAME_BYTES = BLOCK_BYTES - TAG_BYTES
-_ONE_USE_NONCE = bytes(12)  # for a key that encrypts a single message
+ONE_USE_NONCE = bytes(12)  # for a key that encrypts a single message
 
 
 class Readable(Protocol):
@@ -120,7 +120,7 @@ def wrap(content_key: bytes, public: bytes, once: X25519PrivateKey, manifest: Ma
     """
     own = once.public_key().public_bytes_raw()
     shared = _exchange(once, public, name)
-    wrapped = _wrapping_cipher(shared, own, public, manifest).encrypt(_ONE_USE_NONCE, content_key, name.encode())
+    wrapped = _wrapping_cipher(shared, own, public, manifest).encrypt(ONE_USE_NONCE, content_key, name.encode())
     return WrappedKey(device_class=name, key_id=key_id(public), public=own.hex(), wrapped=wrapped.hex())
 
 
@@ -134,7 +134,7 @@ def unwrap(private: X25519PrivateKey, wrapped: WrappedKey, manifest: Manifest) -
     shared = _exchange(private, other, wrapped.device_class)
     try:
         encrypted, name = bytes.fromhex(wrapped.wrapped), wrapped.device_class.encode()
-        content_key = _wrapping_cipher(shared, other, own, manifest).decrypt(_ONE_USE_NONCE, encrypted, name)
+        content_key = _wrapping_cipher(shared, other, own, manifest).decrypt(ONE_USE_NONCE, encrypted, name)
     except InvalidTag as error:
         raise SealError(
             f"the content key of {manifest.name} {manifest.version} for device class {wrapped.device_class} cannot be "

@@ -73,17 +73,26 @@ def find_class(keys: Path, name: str) -> DeviceClass:
     _check(name)
     path = class_path(keys, name)
     file = public_path(path)
-    try:
-        public = serialization.load_pem_public_key(file.read_bytes())
-    except FileNotFoundError as error:
+    if not file.exists():
         raise NotFoundError(
             f"there is no device class {name!r}: {file} is missing", advice=f"Run: edgekit registry class add {name}"
-        ) from error
+        )
+    return DeviceClass(name, load_x25519_public(file), path.exists())
+
+
+def load_x25519_public(file: Path) -> bytes:
+    """The 32 bytes of a public key file.
+
+    Raises:
+        SettingsError: It cannot be read, or is not an X25519 public key.
+    """
+    try:
+        public = serialization.load_pem_public_key(file.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise SettingsError(f"class key {file} cannot be read: {error}") from error
+        raise SettingsError(f"public key {file} cannot be read: {error}") from error
     if not isinstance(public, X25519PublicKey):
-        raise SettingsError(f"class key {file} is a {type(public).__name__}, expected X25519")
-    return DeviceClass(name, public.public_bytes_raw(), path.exists())
+        raise SettingsError(f"public key {file} is a {type(public).__name__}, expected X25519")
+    return public.public_bytes_raw()
 
 
 def class_path(keys: Path, name: str) -> Path:

@@ -350,9 +350,48 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     explorations_per_day: ExplorationsPerDay = 1000
     refuted_certificate: RefutedCertificate = "careful"
 
+    # Samples for retraining; docs/collecting.md.
+    sample_key: Annotated[
+        Path | None,
+        Meta(
+            description="PEM file of the operator's public key, for which samples are sealed. Unset: no sample is ever "
+            "kept, whatever is asked for, and stored ones are removed."
+        ),
+    ] = None
+    collect: Annotated[
+        tuple[Literal["unsure", "explored", "disagreement", "refuted"], ...],
+        Meta(description="Which answers are kept as samples. Empty: none, unless an operator asks for some."),
+    ] = ()
+    collect_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of all answers that is also kept as samples, by chance.",
+            extra={"unit": "share (0 to 1)"},
+        ),
+    ] = 0.0
+    collect_per_day: Annotated[
+        CountOrZero, Meta(description="Most samples that are kept in a day; 0 for no limit.", extra={"unit": "samples"})
+    ] = 200
+    collect_bytes_per_day: Annotated[
+        CountOrZero,
+        Meta(description="Most bytes of samples that are kept in a day; 0 for no limit.", extra={"unit": "bytes"}),
+    ] = 32 * 1024**2
+    spool_mib: Annotated[
+        Count,
+        Meta(
+            le=1_048_576,
+            description="Most space for samples that wait to be sent. When it is full, the oldest of the least "
+            "valuable ones goes first.",
+        ),
+    ] = 32
+
     def __post_init__(self) -> None:
         check_tags(self.tags)
         self._check_cloud_urls()
+        if self.sample_key is None and (self.collect or self.collect_share):
+            raise ValueError("collect, collect_share: set, but sample_key is not; name the operator's public key there")
         if (self.cloud_certificate is None) != (self.cloud_key is None):
             raise ValueError("cloud_certificate and cloud_key belong together: set both, or neither")
 

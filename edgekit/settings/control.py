@@ -60,6 +60,16 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     telemetry_days: Annotated[
         Count, Meta(le=3650, description="How long the hourly roll-ups of devices' telemetry are kept.")
     ] = 14
+    sample_quota_mib: Annotated[
+        CountOrZero,
+        Meta(
+            description="Most space in the registry's store for the samples of one device; 0 keeps none. Devices keep "
+            "what finds no room, within their own limits.",
+        ),
+    ] = 256
+    sample_days: Annotated[
+        Count, Meta(le=3650, description="How long samples of devices are kept after their arrival.")
+    ] = 90
     broker_budget_bytes: Annotated[
         Count,
         Meta(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 KEY_FILE, ROOT_FILE, SETTINGS_FILE, CLOUD_KEY_FILE = "device.key", "root.json", "agent.toml", "cloud.key"
+SAMPLE_KEY_FILE = "samples.pub"
 TLS_FILES = {"broker_ca": "broker-ca.pem", "broker_certificate": "broker.pem", "broker_key": "broker.key"}
 
 

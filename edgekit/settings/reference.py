@@ -113,7 +113,8 @@ def _type_text(declared: Any, *metas: msgspec.Meta) -> str:
     if get_origin(declared) is Literal:
         return " or ".join(f'"{value}"' for value in get_args(declared))
     if get_origin(declared) is tuple:
-        return f"list of {_PLURALS[get_args(declared)[0]]}"
+        inner = get_args(declared)[0]
+        return f"list of {_PLURALS[inner]}" if inner in _PLURALS else f"list of {_type_text(inner)}"
     if get_origin(declared) is dict:
         return "tables by name"
     return _TYPES[declared] + _bounds(metas)

@@ -102,6 +102,11 @@ class ObjectStore:
         except _FAILURES as error:  # includes a missing source file
             raise self._failed(name, "written", error) from error
 
+    def remove(self, name: str) -> None:
+        """See Store.remove."""
+        with contextlib.suppress(NotFoundError), self._wrapped(name, "removed"):
+            obstore.delete(self._remote, _checked(name))
+
     def exists(self, name: str) -> bool:
         """See Store.exists."""
         try:

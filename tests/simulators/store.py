@@ -35,6 +35,9 @@ class MemoryStore:
             raise NotFoundError(f"{name!r} is not the name of a blob")
         self.blobs[name] = data.read_bytes() if isinstance(data, Path) else bytes(data)
 
+    def remove(self, name: str) -> None:
+        self.blobs.pop(name, None)
+
     def exists(self, name: str) -> bool:
         return name in self.blobs
 

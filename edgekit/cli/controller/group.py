@@ -23,6 +23,7 @@ from edgekit.cli.controller.web import check_api, serve_web
 from edgekit.cli.controller.webhook import webhook
 from edgekit.errors import TransportError
 from edgekit.settings import ControlSettings
+from edgekit.settings.groups import MIB
 
 if TYPE_CHECKING:
     from edgekit.controller import Controller
@@ -106,6 +107,8 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
                 broker_budget_bytes=settings.broker_budget_bytes,
                 quarantine_clones=settings.quarantine_clones,
                 telemetry_days=settings.telemetry_days,
+                sample_quota_bytes=settings.sample_quota_mib * MIB,
+                sample_days=settings.sample_days,
             ),
             renew_timestamp=_timestamp_renewer(settings, repository),
             blob_urls=blob_urls(settings.blob_urls, store),

@@ -9,19 +9,23 @@ import click
 
 from edgekit.cli.common.console import control_settings, json_option, note, print_json
 from edgekit.cli.common.fleet import fleet_state, registry_reader
-from edgekit.cli.common.numbers import Seconds, Whole
+from edgekit.cli.common.numbers import SHARE, Seconds, Whole
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
 from edgekit.cli.device.results import await_answers, report_answers
 from edgekit.errors import DataError
 from edgekit.mqtt.command_arguments import (
+    COLLECT,
     COMMAND_KINDS,
     LOGS,
+    MAX_COLLECT_SECONDS,
     MAX_LINES,
+    MAX_SAMPLES,
     PROFILE,
     SET,
     check_settable,
     parse_arguments,
 )
+from edgekit.mqtt.sample_reasons import REASONS
 from edgekit.rollout.cohort import Cohort
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from edgekit.settings import ControlSettings
     from edgekit.state import FleetState
 
+_FIELDS = {"during": "seconds"}  # options that are not called as the argument of their command
 EXPIRES_SECONDS, PROFILE_EXPIRES_SECONDS = 60.0, 600.0
 
 
@@ -46,6 +51,17 @@ class Words(NamedTuple):
 @click.option("--lines", type=Whole(1, MAX_LINES), help="logs: number of the newest lines [default: 100].")
 @click.option("--seconds", type=Seconds(0.1, 60), help="profile: how long runs are measured [default: 5].")
 @click.option("--memory-mib", type=Whole(16, 1_048_576), help="profile: memory limit of its process [default: 1024].")
+@click.option("--samples", type=Whole(0, MAX_SAMPLES), help="collect: number of samples; 0 ends it [default: 0].")
+@click.option("--during", type=Seconds(1, MAX_COLLECT_SECONDS), help="collect: how long it goes on [default: 1d].")
+@click.option(
+    "--reason",
+    "reasons",
+    type=click.Choice(REASONS[1:]),
+    multiple=True,
+    help="collect: which answers; may be repeated [default: all of them].",
+)
+@click.option("--share", type=SHARE, help="collect: share of all answers, by chance [default: 0].")
+@click.option("--model", metavar="NAME", help="collect: only of this model.")
 @click.option("--no-restart", is_flag=True, help="set: wait for the agent's next start instead of restarting it.")
 @click.option(
     "--expires",
@@ -63,6 +79,11 @@ def command(
     lines: int | None,
     seconds: float | None,
     memory_mib: int | None,
+    samples: int | None,
+    during: float | None,
+    reasons: tuple[str, ...],
+    share: float | None,
+    model: str | None,
     no_restart: bool,
     expires: float | None,
     wait: bool,
@@ -76,17 +97,29 @@ def command(
     logs                   the newest lines of the agent's log
     restart                stop in order and start again
     set KEY=VALUE...       change settings until they are taken back with KEY=; the agent restarts
+    collect                keep samples for retraining, within the device's own limits; say how many there are
 
     \b
     Examples:
       edgekit device command pi-1 self-test --wait
       edgekit device command pi-1 set heartbeat_seconds=10 quiet_hours=08:00-18:00 --wait
+      edgekit device command pi-1 collect --samples 100 --reason unsure --during 2h --wait
       edgekit device command profile digits 1.2.0 --filter 'label.site == north and online' --wait
     """
     cohort = parse_cohort(targets, labels, filter_text)
     asked = _words(words, cohort)
-    options = {"lines": lines, "seconds": seconds, "memory_mib": memory_mib, "no_restart": no_restart or None}
-    _check_options(asked.kind, {name: value for name, value in options.items() if value is not None})
+    options = _given(
+        lines=lines,
+        seconds=seconds,
+        memory_mib=memory_mib,
+        samples=samples,
+        during=during,
+        reasons=list(reasons) or None,
+        share=share,
+        model=model,
+        no_restart=no_restart or None,
+    )
+    _check_options(asked.kind, options)
     expires = expires or (PROFILE_EXPIRES_SECONDS if asked.kind == PROFILE else EXPIRES_SECONDS)
     settings = control_settings()
     with fleet_state(settings) as state:
@@ -139,11 +172,16 @@ def _changes(words: tuple[str, ...]) -> dict[str, str]:
     return changes
 
 
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _check_options(kind: str, given: dict[str, Any]) -> None:
     owners = {"lines": LOGS, "seconds": PROFILE, "memory_mib": PROFILE, "no_restart": SET}
     for name in given:
-        if owners[name] != kind:
-            raise click.UsageError(f"--{name.replace('_', '-')} belongs to {owners[name]}, not to {kind}.")
+        if (owner := owners.get(name, COLLECT)) != kind:
+            option = "reason" if name == "reasons" else name.replace("_", "-")
+            raise click.UsageError(f"--{option} belongs to {owner}, not to {kind}.")
 
 
 def _devices(state: FleetState, settings: ControlSettings, name: str, cohort: Cohort) -> list[Device]:
@@ -161,9 +199,9 @@ def _arguments(
 ) -> dict[str, dict[str, Any]]:
     """The arguments of the command by target profile: a profiled bundle differs between targets."""
     targets = sorted({one.target for one in devices})
-    given = {name: value for name, value in options.items() if value is not None and name != "no_restart"}
+    given = {_FIELDS.get(name, name): value for name, value in options.items() if name != "no_restart"}
     if asked.kind == SET:
-        given = {"values": _changes(asked.rest), "restart": options["no_restart"] is None}
+        given = {"values": _changes(asked.rest), "restart": "no_restart" not in options}
     if asked.kind != PROFILE:
         parse_arguments(asked.kind, given)
         return dict.fromkeys(targets, given)

@@ -14,12 +14,12 @@ from edgekit.errors import DiskError, SettingsError
 from edgekit.mqtt.address import tls_context
 from edgekit.rollout.cohort import Device
 from edgekit.settings import AgentSettings, load_settings, tls_files
-from edgekit.settings.device_files import KEY_FILE, ROOT_FILE, SETTINGS_FILE, TLS_FILES, settings_toml
+from edgekit.settings.device_files import KEY_FILE, ROOT_FILE, SAMPLE_KEY_FILE, SETTINGS_FILE, TLS_FILES, settings_toml
 
 if TYPE_CHECKING:
     from edgekit.state import FleetState
 
-_PUBLIC = (TLS_FILES["broker_ca"], TLS_FILES["broker_certificate"])
+_PUBLIC = (TLS_FILES["broker_ca"], TLS_FILES["broker_certificate"], SAMPLE_KEY_FILE)
 
 
 def check_tls(broker: str, files: Mapping[str, Path]) -> None:
@@ -36,6 +36,13 @@ def check_tls(broker: str, files: Mapping[str, Path]) -> None:
     tls = tls_files(load_settings(AgentSettings, file=None, environ={}, flags=flags))
     if any(tls):
         tls_context(*tls)
+
+
+def check_sample_key(path: Path) -> None:
+    """Check the public key for samples. Raises SettingsError."""
+    with needs_extra("controller"):
+        from edgekit.sealing.class_keys import load_x25519_public
+    load_x25519_public(path)
 
 
 def write_folder(

@@ -24,7 +24,7 @@ from edgekit.cli.common.passphrase import passphrase_option
 from edgekit.cli.device.changes import label, quarantine, rekey, remove
 from edgekit.cli.device.code import code
 from edgekit.cli.device.command import command
-from edgekit.cli.device.folder import check_tls, write_folder
+from edgekit.cli.device.folder import check_sample_key, check_tls, write_folder
 from edgekit.cli.device.results import results
 from edgekit.cli.device.saved_groups import group
 from edgekit.cli.device.show import list_command, show
@@ -32,7 +32,7 @@ from edgekit.cli.device.transfer import export, import_devices
 from edgekit.cli.device.uninstall import uninstall
 from edgekit.errors import SettingsError
 from edgekit.mqtt import topics
-from edgekit.settings.device_files import CLOUD_KEY_FILE, KEY_FILE, SETTINGS_FILE, TLS_FILES
+from edgekit.settings.device_files import CLOUD_KEY_FILE, KEY_FILE, SAMPLE_KEY_FILE, SETTINGS_FILE, TLS_FILES
 
 if TYPE_CHECKING:
     from edgekit.identity.authority import Issued
@@ -103,6 +103,12 @@ def device() -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File with the API key of the cloud tier; copied into the folder.",
 )
+@click.option(
+    "--sample-key",
+    type=_PEM,
+    help="Public key for which the device seals samples for retraining; copied into the folder. It keeps none without. "
+    "See: edgekit collect --new-key",
+)
 @click.option("--threshold", type=SHARE, help="Answers with a lower score go to the cloud tier.")
 @dry_run_option
 @json_option
@@ -123,6 +129,7 @@ def enroll(
     cloud_urls: tuple[str, ...],
     cloud_model: str | None,
     cloud_api_key_file: Path | None,
+    sample_key: Path | None,
     threshold: float | None,
     dry_run: bool,
     as_json: bool,
@@ -147,6 +154,9 @@ def enroll(
     copies.update(class_keys)
     if cloud_api_key_file is not None:
         copies[CLOUD_KEY_FILE] = cloud_api_key_file
+    if sample_key is not None:
+        check_sample_key(sample_key)
+        copies[SAMPLE_KEY_FILE] = sample_key
     agent = {
         "device": name,
         "fleet": settings.fleet,
@@ -158,6 +168,7 @@ def enroll(
         "cloud_url": list(cloud_urls) if len(cloud_urls) > 1 else next(iter(cloud_urls), None),
         "cloud_model": cloud_model,
         "cloud_api_key_file": CLOUD_KEY_FILE if cloud_api_key_file else None,
+        "sample_key": SAMPLE_KEY_FILE if sample_key else None,
         "fallback_threshold": threshold,
     }
     root = read_root(settings)

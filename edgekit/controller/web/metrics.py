@@ -50,6 +50,11 @@ CONTROLLER_METRICS = (
     Metric("edgekit_controller_tick_errors_total", "counter", "Parts of rounds that failed.", ()),
     Metric("edgekit_controller_dropped_messages_total", "counter", "Messages dropped because the inbox was full.", ()),
     Metric("edgekit_controller_failed_messages_total", "counter", "Messages that could not be handled.", ()),
+    Metric("edgekit_controller_samples_stored_total", "counter", "Samples of devices that were stored.", ()),
+    Metric("edgekit_controller_sample_bytes_stored_total", "counter", "Bytes of these samples.", ()),
+    Metric("edgekit_controller_samples_refused_total", "counter", "Parts of samples that were refused.", ()),
+    Metric("edgekit_controller_samples_full_total", "counter", "Samples that a device's quota had no room for.", ()),
+    Metric("edgekit_controller_samples_expired_total", "counter", "Samples that were removed after sample_days.", ()),
 )
 
 

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import device_agents
-from device_agents.inference.egress_rules import MOST_STREAMS, StreamPauses, release, stricter
+from device_agents.inference.egress_rules import MOST_STREAMS, StreamPauses, release, release_sample, stricter
+from device_agents.inference.observation import Observation
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
 from edgekit.bundle.manifest import Manifest, parse_manifest
@@ -92,6 +93,51 @@ def test_no_request_gets_a_forbidden_tensor_out(device: Device) -> None:
         if policy == "decoded" or kind == "photo":
             assert all(value.dtype.kind == "f" for value in sent), (kind, policy, route)
     assert min(sent_by["allowed"], sent_by["decoded"]) > 50
+
+
+class Recorder:
+    """Takes every observation of a model."""
+
+    def __init__(self) -> None:
+        self.seen: list[Observation] = []
+
+    def wants(self, model: str) -> bool:
+        return True
+
+    def take(self, seen: Observation) -> None:
+        self.seen.append(seen)
+
+
+def test_no_request_gives_a_forbidden_tensor_to_the_spool(device: Device) -> None:
+    """What may not be sent is not seen by who collects samples: no policy and no local-only request lets it out."""
+    loop, service, _, clock = device
+    recorder = Recorder()
+    service.give_samples(recorder)
+    seen_by = dict.fromkeys(POLICIES, 0)
+    choices = (("photo", "plain"), POLICIES, POLICIES, ROUTES, INPUTS, (None, True))
+    for kind, settings, bundle, route, inputs, postprocess in itertools.product(*choices):
+        recorder.seen.clear()
+        clock.now += 10_000.0
+        policy = stricter(settings, bundle)
+        request = service.infer(f"{kind}-{settings}-{bundle}", inputs, route=route, postprocess=postprocess)
+        with contextlib.suppress(EdgekitError):
+            loop.run_until_complete(request)
+        seen_by[policy] += len(recorder.seen)
+        assert len(recorder.seen) <= 1
+        assert not (recorder.seen and (policy == "never" or route == "local-only")), (kind, policy, route)
+        for seen in recorder.seen:
+            assert all(value.dtype.kind == "f" for value in seen.inputs.values()), (kind, policy, route)
+    service.give_samples(Recorder())
+    assert seen_by["never"] == 0
+    assert min(seen_by["allowed"], seen_by["decoded"]) > 10
+
+
+def test_steps_of_a_stream_and_local_only_requests_are_no_samples() -> None:
+    """Whatever the policy is; a request of its own follows it."""
+    for route, stateful, allowed in (("auto", False, True), ("auto", True, False), ("local-only", False, False)):
+        found = release_sample("allowed", "m", {"x": UNSURE}, route=route, stateful=stateful)
+        assert bool(found.inputs) is allowed
+        assert bool(found.fault) is not allowed
 
 
 def test_what_is_allowed_does_leave_the_device(device: Device) -> None:
