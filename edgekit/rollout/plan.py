@@ -40,8 +40,8 @@ class Wave(msgspec.Struct, frozen=True):
         return str(self.count) if self.count else f"{self.share * 100:g}%"
 
 
-# Parts between commas that are neither in brackets nor in quotes.
-_PART = re.compile(r"""(?:[^,('"]|\([^)]*\)|'[^']*'|"[^"]*"|[('"])+""")
+# A comma between waves, or what may hold a comma that belongs to a filter: brackets and quotes.
+_COMMA = re.compile(r"""\([^)]*\)|'[^']*'|"[^"]*"|(,)""")
 _FILTER = re.compile(r"[=!<>(]|\bin\b|^(?:online|offline|waiting)$")
 PAUSE, RETURN = "pause", "return"
 AT_START, BEFORE_WAVES = "start", "waves"
@@ -157,7 +157,7 @@ def parse_waves(text: str) -> tuple[Wave, ...]:
         SettingsError: a part is neither a share nor a count nor like a filter, which is parsed later.
     """
     waves = []
-    for part in (part.strip() for part in _PART.findall(text) if part):
+    for part in _parts(text):
         try:
             if part.endswith("%"):
                 waves.append(Wave(share=float(part[:-1]) / 100))
@@ -171,3 +171,10 @@ def parse_waves(text: str) -> tuple[Wave, ...]:
                 advice="Write waves as in --waves 10%,50%,100% or --waves 'label.ring == 0, 10%, 100%'.",
             ) from None
     return tuple(waves)
+
+
+def _parts(text: str) -> list[str]:
+    """The parts between the commas that separate waves."""
+    commas = [found.start() for found in _COMMA.finditer(text) if found[1]]
+    ends = zip([-1, *commas], [*commas, len(text)], strict=True)
+    return [text[start + 1 : end].strip() for start, end in ends]
