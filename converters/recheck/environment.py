@@ -25,7 +25,7 @@ from converters.cost.emulated.folder import PYTHON as EMULATED_PYTHON
 from converters.cost.emulated.folder import arm_folder, missing
 from converters.cost.emulated.prepare import PLATFORMS
 from converters.cost.measuring.process import HOST, child_command
-from converters.recheck.packages import MODULES, PYTHONS, fits_python, requirements
+from converters.recheck.packages import MODULES, PYTHONS, fits_python, needs_old_numpy, requirements
 from edgekit.bundle.evidence import RuntimeVersion
 from edgekit.errors import NotFoundError, UnavailableError
 from edgekit.runtimes import LITERT, ONNXRUNTIME
@@ -115,6 +115,7 @@ def _nothing(wanted: RuntimeVersion, tried: list[str], architecture: str = "") -
 
 
 def _folder(wanted: RuntimeVersion, kind: str) -> Path:
+    kind += "-numpy1" if needs_old_numpy(wanted) else ""
     return cache_root() / "recheck" / f"{wanted.package}-{wanted.version}-{kind}"
 
 

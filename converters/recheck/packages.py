@@ -17,7 +17,7 @@ MODULES = {
 }
 PYTHONS = ((3, 10), (3, 11), (3, 12), (3, 13))  # those that edgekit runs on
 _LAST_OF_TFLITE = (3, 11)  # tflite-runtime 2.14 is the last one, and has no wheel for a newer Python
-_FIRST_WITH_NUMPY_2 = (1, 19)  # of onnxruntime
+_FIRST_WITH_NUMPY_2 = {"onnxruntime": (1, 19), "ai-edge-litert": (1, 1)}
 _WANTED = re.compile(r"([a-z][a-z0-9-]*)==(\d+(?:\.\d+){0,3}(?:(?:a|b|rc|\.post|\.dev)\d+)?)")
 
 
@@ -56,11 +56,12 @@ def fits_python(wanted: RuntimeVersion, python: tuple[int, int]) -> bool:
 
 
 def requirements(wanted: RuntimeVersion, msgspec_version: str) -> list[str]:
-    """What to install beside the package: edgekit's own code runs there too.
+    """What to install beside the package: edgekit's own code runs there too."""
+    numpy = "numpy<2" if needs_old_numpy(wanted) else "numpy"
+    return [f"{wanted.package}=={wanted.version}", f"msgspec=={msgspec_version}", numpy]
 
-    Libraries that were built before numpy 2 do not say so in their metadata, and fail with it.
-    """
-    old = wanted.package == TFLITE_RUNTIME or (
-        wanted.package == "onnxruntime" and numbers(wanted.version) < _FIRST_WITH_NUMPY_2
-    )
-    return [f"{wanted.package}=={wanted.version}", f"msgspec=={msgspec_version}", "numpy<2" if old else "numpy"]
+
+def needs_old_numpy(wanted: RuntimeVersion) -> bool:
+    """True for packages that were built before numpy 2: their metadata does not say so, and they fail with it."""
+    first = _FIRST_WITH_NUMPY_2.get(wanted.package)
+    return first is None or numbers(wanted.version) < first

@@ -21,6 +21,7 @@ from edgekit.tensors import Array
 MODULE = "converters.recheck.subject"
 LIMIT_SECONDS, EMULATED_LIMIT_SECONDS = 1800.0, 7200.0
 ERROR_CHARACTERS = 300
+_OTHER_NUMPY = "compiled using NumPy 1"  # numpy says so where a package was built before numpy 2
 _CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGILL, signal.SIGFPE, signal.SIGBUS, signal.SIGTRAP)
 
 
@@ -133,6 +134,11 @@ def _served(folder: Path, made: Environment, request: Request) -> Result:
 def _fault(made: Environment, status: int, lines: list[str]) -> str:
     """How the process ended, as a result. Raises UnavailableError where that says nothing about the runtime."""
     last = lines[-1][-ERROR_CHARACTERS:] if lines else ""
+    if any(_OTHER_NUMPY in line for line in lines):
+        raise UnavailableError(
+            f"{made.wanted} was built for another numpy than it has here: {last}",
+            advice="That says nothing about the runtime. Please report it: the environment must be made with numpy<2.",
+        )
     crashed = -status in [*_CRASHES] or status - 128 in [*_CRASHES]  # an emulator ends with 128 and the signal
     if status == NOT_THE_RUNTIME or (status < 0 and not crashed):
         raise UnavailableError(

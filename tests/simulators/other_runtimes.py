@@ -32,6 +32,13 @@ import onnxruntime
 run = onnxruntime.InferenceSession.run
 onnxruntime.InferenceSession.run = lambda *args, **kwargs: [value[..., ::-1].copy() for value in run(*args, **kwargs)]
 """
+OTHER_NUMPY = """
+import onnxruntime, sys
+def run(*args, **kwargs):
+    print("A module that was compiled using NumPy 1.x cannot be run in NumPy 2.4.6", file=sys.stderr)
+    raise SystemError("returned a result with an exception set")
+onnxruntime.InferenceSession.run = run
+"""
 WITHOUT_MEMORY = """
 import onnxruntime
 def run(*args, **kwargs):

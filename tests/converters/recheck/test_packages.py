@@ -37,10 +37,10 @@ def test_a_package_of_another_runtime_is_refused():
 
 def test_packages_that_were_built_before_numpy_2_get_an_older_one():
     """Their metadata does not say so, and they fail with numpy 2."""
-    old = [RuntimeVersion("tflite-runtime", "2.14.0"), RuntimeVersion("onnxruntime", "1.18.1")]
-    new = [RuntimeVersion("onnxruntime", "1.19.0"), RuntimeVersion("ai-edge-litert", "2.2.0")]
-    assert all("numpy<2" in requirements(one, "0.20.0") for one in old)
-    assert all("numpy" in requirements(one, "0.20.0") for one in new)
+    old = [("tflite-runtime", "2.14.0"), ("onnxruntime", "1.18.1"), ("ai-edge-litert", "1.0.1")]
+    new = [("onnxruntime", "1.19.0"), ("ai-edge-litert", "1.1.2")]
+    assert all("numpy<2" in requirements(RuntimeVersion(*one), "0.20.0") for one in old)
+    assert all("numpy" in requirements(RuntimeVersion(*one), "0.20.0") for one in new)
 
 
 def test_tflite_runtime_has_no_wheel_for_a_new_python():

@@ -20,6 +20,7 @@ from tests.simulators.other_runtimes import (
     CRASHING,
     KILLED,
     OTHER,
+    OTHER_NUMPY,
     PACKAGE,
     WITHOUT_MEMORY,
     WRONG,
@@ -82,7 +83,10 @@ def test_a_crash_of_the_other_version_is_an_outcome(tmp_path, cache):
     assert "cannot run this bundle" in recheck_html(found).decode()
 
 
-@pytest.mark.parametrize(("code", "said"), [(KILLED, "SIGKILL"), (WITHOUT_MEMORY, "none is left")])
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(KILLED, "SIGKILL"), (WITHOUT_MEMORY, "none is left"), (OTHER_NUMPY, "built for another numpy")],
+)
 def test_a_process_that_others_ended_says_nothing_about_the_runtime(tmp_path, cache, code, said):
     """No outcome, so nothing that could be signed: the kernel kills processes when memory is short."""
     bundle(tmp_path / "b")
