@@ -34,10 +34,10 @@ def jetson(onnx_folder, tmp_path_factory):
 
 
 def test_bundle_holds_exactly_its_files(jetson):
-    """The folder has the five files, and the manifest lists four of them with true digests."""
+    """The folder has the six files, and the manifest lists five of them with true digests."""
     _, folder = jetson
     assert sorted(p.name for p in folder.iterdir()) == [
-        "golden.npz", "manifest.json", "model.onnx", "report.html", "report.json",
+        "golden.npz", "manifest.json", "model.onnx", "reference.json", "report.html", "report.json",
     ]  # fmt: skip
     manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes())
     from edgekit.bundle.manifest import file_entry

@@ -15,38 +15,18 @@ import pytest
 from device_agents.inference.drift import FILE_NAME, DriftWatch
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
-from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, file_entry
-from edgekit.drift.reference import REFERENCE_NAME, ROLE_REFERENCE, bounded, summarise
-from edgekit.drift.statistics import answer_statistics, input_statistics
+from edgekit.bundle.manifest import Manifest
+from edgekit.drift.reference import REFERENCE_NAME
 from edgekit.protocols import CloudAnswer
 from edgekit.sealing.bundles import seal_bundle
 from edgekit.sealing.class_keys import add_class, class_path, content_secret, find_class
 from edgekit.sealing.keyring import Keyring
 from edgekit.sealing.opening import use_keyring
 from edgekit.storage.disk import FolderDisk
-from tests.simulators.small_models import CLASSIFICATION, onnx_bundle, softmax
+from tests.simulators.drifting import ROWS, bundle_with_reference
+from tests.simulators.small_models import onnx_bundle
 
 OFTEN = ServiceOptions(drift_seconds=1e-9, fallback_threshold=0.0)
-ROWS = np.random.default_rng(1).normal(0.0, 2.0, (400, 3)).astype(np.float32)
-
-
-def bundle_with_reference(folder: Path, version: str = "1.0.0", *, batch: int | None = 1) -> Manifest:
-    """A bundle whose reference is of ROWS."""
-    manifest = onnx_bundle(folder, name="digits", version=version, batch=batch)
-    rng, values = np.random.default_rng(2), dict[str, list[float]]()
-    for row in ROWS:
-        found = answer_statistics(CLASSIFICATION, {"scores": softmax(row[None])}) | input_statistics(
-            "x", row, rng.random
-        )
-        for name, value in found.items():
-            values.setdefault(name, []).append(value)
-    ties = rng.integers(65_536, size=len(ROWS)).tolist()
-    data = bounded([summarise(name, found, ties) for name, found in values.items()]).canonical_bytes()
-    (folder / REFERENCE_NAME).write_bytes(data)
-    entry = file_entry(REFERENCE_NAME, ROLE_REFERENCE, data)
-    manifest = msgspec.structs.replace(manifest, files=(*manifest.files, entry))
-    (folder / MANIFEST_NAME).write_bytes(manifest.canonical_bytes())
-    return manifest
 
 
 @asynccontextmanager

@@ -10,7 +10,8 @@ from device_agents.inference.service import InferenceService
 from edgekit.errors import CloudError
 from edgekit.serving.http.metrics import METRICS, gauges_of, render
 from tests.simulators.cloud import CLOUD_OUTPUTS, MemoryCloud
-from tests.simulators.small_models import UNSURE, onnx_bundle
+from tests.simulators.drifting import bundle_with_reference
+from tests.simulators.small_models import UNSURE
 
 # Tested in tests/edgekit/serving/test_endpoints.py and tests/edgekit/serving/http/test_metrics.py.
 OF_THE_CLOUD_TIER = ("edgekit_key_requests_total", "edgekit_model_latency_seconds")
@@ -22,7 +23,7 @@ async def test_every_metric_of_a_device_is_in_the_table_and_every_entry_is_expos
     first.fault = CloudError("away")
     endpoints = CloudEndpoints((CloudEndpoint("http://a", first), CloudEndpoint("http://b", second)))
     async with InferenceService(cloud=endpoints) as service:
-        await service.activate("small", onnx_bundle(tmp_path), tmp_path)
+        await service.activate("small", bundle_with_reference(tmp_path, name="small"), tmp_path)
         await service.infer("small", {"x": UNSURE})
         text = render(service.counters(), {200: 1}, {"OK": 1}, gauges_of(service)).decode()
     expected = [metric for metric in METRICS if metric.name not in OF_THE_CLOUD_TIER]
