@@ -23,7 +23,7 @@ from device_agents.control.renewal import CertificateParts, CertificateRenewal
 from device_agents.control.reports import ReportBuilder
 from device_agents.control.requests import RequestClient
 from device_agents.control.telemetry import TelemetrySender, flatten
-from device_agents.deployment import Deployment, UpdateRecord, UpdateState
+from device_agents.deployment import Deployment, UpdateRecord
 from device_agents.download.block_fetcher import BlockFetcher
 from device_agents.download.gate import Gate
 from device_agents.options import AgentOptions
@@ -32,7 +32,7 @@ from device_agents.protocols import Inference, SelfTester, TrustFactory
 from device_agents.remote.self_tests import SelfTests
 from device_agents.remote_commands import RemoteParts, confirm_settings, handlers_of, notices
 from device_agents.spool.making import SpoolParts
-from device_agents.spool.running import RunningSpool
+from device_agents.spool.running import RunningSpool, link_needed
 from device_agents.storage.consents import Consents, asks_consent
 from device_agents.storage.evidence import EvidenceFile
 from device_agents.storage.journal import Journal
@@ -45,7 +45,7 @@ from device_agents.update.recovery import Recovery
 from device_agents.update.runner import Updater
 from device_agents.update.runtime_evidence import RuntimeEvidence
 from edgekit.bundle.manifest import NAME_PATTERN, Manifest
-from edgekit.errors import TransportError, UnavailableError, VerificationError
+from edgekit.errors import TransportError, VerificationError
 from edgekit.protocols import Clock, Disk, Transport
 from edgekit.trust.assignment import Assignment, Entry
 
@@ -378,30 +378,17 @@ class Agent:
         ]
 
     def _make_spool(self) -> RunningSpool | None:
-        options, parts = self._options, self._parts
+        parts = self._parts
         if parts.spool is None:
             return None
         return RunningSpool(
-            options.device,
-            options.fleet,
-            parts.spool,
+            *(self._options.device, self._options.fleet, parts.spool),
             requests=self._requests,
             transport=parts.transport,
             signer=parts.signer,
-            needed=self._link_needed,
+            needed=lambda: link_needed(self.states, self._gate),
             tell=lambda kind, message: self._events.send(kind, "", "DiskError", message),
         )
-
-    def _link_needed(self) -> str:
-        """Why the link is not free for samples; empty where it is."""
-        for name, state in self.states.items():
-            if state.name in (UpdateState.RESOLVING, UpdateState.DOWNLOADING) and state.waiting is None:
-                return f"an update of {name} is downloaded"
-        try:
-            self._gate.check_open()
-        except UnavailableError as error:
-            return str(error)
-        return ""
 
     def _renewal(self, certificate: CertificateParts) -> CertificateRenewal:
         return CertificateRenewal(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 
 from device_agents.control.requests import RequestClient
+from device_agents.deployment import UpdateRecord, UpdateState
+from device_agents.download.gate import Gate
 from device_agents.spool.making import SpoolParts
 from device_agents.spool.uploader import Uploader
+from edgekit.errors import UnavailableError
 from edgekit.protocols import Transport
 
 
@@ -60,3 +63,20 @@ class RunningSpool:
         """Rising counters by their names in telemetry."""
         counts = {**self._parts.collector.counts, "evicted": self._parts.spool.evicted}
         return {f"agent.samples_{name}": float(count) for name, count in counts.items()}
+
+
+def link_needed(states: Mapping[str, UpdateRecord], gate: Gate) -> str:
+    """Why the link is not free for samples; empty where it is.
+
+    Args:
+        states: Update state of each model.
+        gate: The hours and the metered link of the owner.
+    """
+    for name, state in states.items():
+        if state.name in (UpdateState.RESOLVING, UpdateState.DOWNLOADING) and state.waiting is None:
+            return f"an update of {name} is downloaded"
+    try:
+        gate.check_open()
+    except UnavailableError as error:
+        return str(error)
+    return ""

@@ -43,6 +43,13 @@ def answer(shell: Shell, device: str, number: int, *, ok: bool = True, message: 
         ("pi-1 logs now", "takes no words"),
         ("pi-1 logs --seconds 3", "--seconds belongs to profile"),
         ("pi-1 set threads=2 --lines 3", "--lines belongs to logs"),
+        ("pi-1 collect now", "takes no words"),
+        ("pi-1 logs --samples 3", "--samples belongs to collect"),
+        ("pi-1 set threads=2 --reason unsure", "--reason belongs to collect"),
+        ("pi-1 collect --lines 3", "--lines belongs to logs"),
+        ("pi-1 collect --share nan", "not a finite number"),
+        ("pi-1 collect --during 32d", "not in the range"),
+        ("pi-1 collect --reason random", "is not one of"),
         ("pi-1 restart --no-restart", "--no-restart belongs to set"),
         ("pi-1 reboot", "is no command"),
         ("logs", "Name one device"),
@@ -63,6 +70,10 @@ def test_arguments_are_stored_as_the_device_gets_them(shell: Shell) -> None:
     sent = shell.json("edgekit device command pi-1 set threads=2 --no-restart --json")
     assert sent["args"]["restart"] is False
     assert shell.json("edgekit device command pi-1 logs --lines 7 --json")["args"] == {"lines": 7}
+    collect = "edgekit device command pi-1 collect --samples 9 --during 2h --reason unsure --share 0.5 --model digits"
+    wanted = {"samples": 9, "seconds": 7200.0, "reasons": ["unsure"], "share": 0.5, "model": "digits"}
+    assert shell.json(f"{collect} --json")["args"] == wanted
+    assert shell.json("edgekit device command pi-1 collect --json")["args"] == {}
     sent = shell.json("edgekit device command pi-1 profile digits 1.0.0 --seconds 2 --json")
     assert (sent["args"]["target"], sent["args"]["seconds"], len(sent["args"]["digest"])) == (TARGET, 2.0, 64)
     assert sent["expires"] - sent["created"] == pytest.approx(600)
