@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("convert", "serve", "swap", "fleet", "pages", "update", "cascade", "recheck")  # the others take hours
+NAMES = ("convert", "serve", "swap", "fleet", "pages", "update", "cascade", "recheck", "faults")  # others take hours
 LONG = ("wild", "prune")
 WITH_ARGUMENTS = (*LONG, "fleet")
 
