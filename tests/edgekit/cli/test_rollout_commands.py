@@ -212,7 +212,8 @@ def test_canaries_wait_for_an_approval_and_one_device_leaves(shell: Shell) -> No
 
 def test_a_fleet_is_paused_once(shell: Shell) -> None:
     """A second pause is refused, and status has the reason."""
-    assert shell.json("edgekit fleet status --json") == {"paused": False, "reason": "", "since": 0.0}
+    status = shell.json("edgekit fleet status --json")
+    assert status == {"paused": False, "reason": "", "since": 0.0, "controllers": []}
     shell("edgekit fleet pause --reason 'broker moves'")
     assert "is paused: broker moves" in shell("edgekit fleet status")[1]
     assert "already paused" in shell("edgekit fleet pause", expect=3)[1]
