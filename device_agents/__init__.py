@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from device_agents.agent import Agent, AgentParts
+    from device_agents.agent import Agent
+    from device_agents.agent_parts import AgentParts
     from device_agents.inference.options import ServiceOptions
     from device_agents.inference.service import InferenceService
     from device_agents.options import AgentOptions
@@ -19,7 +20,7 @@ __all__ = ["Agent", "AgentOptions", "AgentParts", "InferenceService", "ServiceOp
 _HOMES = {
     "Agent": "agent",
     "AgentOptions": "options",
-    "AgentParts": "agent",
+    "AgentParts": "agent_parts",
     "InferenceService": "inference.service",
     "ServiceOptions": "inference.options",
 }

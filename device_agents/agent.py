@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from collections.abc import Coroutine
+from typing import Any
 
-from securesystemslib.signer import CryptoSigner, Key
+from securesystemslib.signer import Key
 
-from device_agents.condition.rules import Condition
+from device_agents.agent_parts import AgentParts
 from device_agents.condition.watch import ConditionWatch
 from device_agents.control.assignment import AssignmentFollower
 from device_agents.control.commands import Commands
@@ -28,14 +28,11 @@ from device_agents.download.block_fetcher import BlockFetcher
 from device_agents.download.gate import Gate
 from device_agents.options import AgentOptions
 from device_agents.profiling.profiler import Profiler
-from device_agents.protocols import Inference, SelfTester, TrustFactory
 from device_agents.remote.self_tests import SelfTests
-from device_agents.remote_commands import RemoteParts, confirm_settings, handlers_of, notices
-from device_agents.spool.making import SpoolParts
+from device_agents.remote_commands import confirm_settings, handlers_of, notices
 from device_agents.spool.running import RunningSpool, link_needed
 from device_agents.storage.consents import Consents, asks_consent
 from device_agents.storage.evidence import EvidenceFile
-from device_agents.storage.journal import Journal
 from device_agents.storage.slots import Slots
 from device_agents.threads import in_thread
 from device_agents.update.conditions import Conditions
@@ -44,46 +41,9 @@ from device_agents.update.machine import UpdateMachine
 from device_agents.update.recovery import Recovery
 from device_agents.update.runner import Updater
 from device_agents.update.runtime_evidence import RuntimeEvidence
-from edgekit.bundle.manifest import NAME_PATTERN, Manifest
+from edgekit.bundle.manifest import NAME_PATTERN
 from edgekit.errors import TransportError, VerificationError
-from edgekit.protocols import Clock, Disk, Transport
 from edgekit.trust.assignment import Assignment, Entry
-
-
-class AgentParts(NamedTuple):
-    """The adapters and services that an agent uses.
-
-    Attributes:
-        disk: The device's folder.
-        journal: Journal on the same disk; its session has begun.
-        transport: Connection to the broker, made with the will of that session. The agent starts and stops it.
-        trust: Makes the verified metadata, given a blocking function that fetches one metadata file.
-        inference: Answers local applications.
-        self_test: Tests a staged bundle on its golden samples.
-        mismatches: Gives every reason why a manifest does not fit this device.
-        facts: What this device measured of itself at its start, for its reports.
-        signer: The device's private key.
-        clock: Time.
-        condition: Reads the facts that change; it blocks for some milliseconds.
-        remote: What remote commands need; by default only the self-test is offered.
-        certificate: The TLS certificate to renew; None where there is none.
-        spool: Samples for retraining; None where none may be kept.
-    """
-
-    disk: Disk
-    journal: Journal
-    transport: Transport
-    trust: TrustFactory
-    inference: Inference
-    self_test: SelfTester
-    mismatches: Callable[[Manifest], list[str]]
-    facts: dict[str, Any]
-    signer: CryptoSigner
-    clock: Clock
-    condition: Callable[[], Condition] = Condition
-    remote: RemoteParts = RemoteParts()
-    certificate: CertificateParts | None = None
-    spool: SpoolParts | None = None
 
 
 class Agent:

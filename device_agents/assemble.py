@@ -17,7 +17,8 @@ import msgspec
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
 
-from device_agents.agent import Agent, AgentParts
+from device_agents.agent import Agent
+from device_agents.agent_parts import AgentParts
 from device_agents.condition.reading import read_condition
 from device_agents.control.link import presence_will
 from device_agents.control.renewal import CertificateParts, mend_pair

@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 from securesystemslib.signer import CryptoSigner
 
-from device_agents.agent import Agent, AgentParts
+from device_agents.agent import Agent
+from device_agents.agent_parts import AgentParts
 from device_agents.deployment import UpdateState
 from device_agents.options import AgentOptions
 from device_agents.protocols import TrustFactory

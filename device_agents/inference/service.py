@@ -21,11 +21,12 @@ from device_agents.inference.budgets import Listener as BudgetListener
 from device_agents.inference.certificates import Certificates
 from device_agents.inference.certificates import Listener as CertificateListener
 from device_agents.inference.cloud_endpoints import CloudEndpoints, endpoints_of
-from device_agents.inference.counters import NO_MODEL, new_counters
+from device_agents.inference.counters import new_counters
 from device_agents.inference.drift import Listener as DriftListener
 from device_agents.inference.egress_rules import BundleLimits
 from device_agents.inference.exploring import Explorer
 from device_agents.inference.fallback import Fallback
+from device_agents.inference.figures import present, totals
 from device_agents.inference.observation import TakesSamples
 from device_agents.inference.observing import Observer
 from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
@@ -437,15 +438,7 @@ class InferenceService:
 
     def counters(self) -> dict[str, dict[str, float]]:
         """Rising counters by model: COUNTERS, `swaps`, `loads`, `evictions`, `crashes`, and those of `Fallback`."""
-        totals = {}
-        for name, counters in self._counters.items():
-            model = self._manager.get(name)
-            own = model.counters if model else NO_MODEL
-            totals[name] = {key: float(n) for key, n in (*counters.items(), *own.items())}
-            totals[name]["crashes"] = float(model.crashes if model else 0)
-        for name, counts in (self._fallback.counters() if self._fallback else {}).items():
-            totals[name] |= counts
-        return totals
+        return totals(self._counters, self._manager, self._fallback)
 
     def take_sketches(self) -> dict[str, Sketch]:
         """Sketches of the answers since the last call, by their names in telemetry."""
@@ -463,27 +456,8 @@ class InferenceService:
         return await self._manager.grown()
 
     def gauges(self) -> dict[str, dict[str, float]]:
-        """Present values by model with a bundle; measures the memory of workers, up to a millisecond each.
-
-        `memory_bytes` (0 while unloaded), `waiting` requests, `loaded` (1 or 0), `restarts` of its worker, open
-        `streams` of a model with state; where drift is tested, `drifting` subjects and `drift_samples`.
-        """
-        values: dict[str, dict[str, float]] = {}
-        for name, model in self._manager.all().items():
-            if model.bundle is not None:
-                session = model.session
-                waiting = model.waiting + (session.pending if session else 0)
-                memory_bytes = (session.memory_bytes() or model.bytes) if session else 0
-                restarts = getattr(session.runtime, "restarts", 0) if session else 0
-                values[name] = {
-                    "memory_bytes": memory_bytes,
-                    "waiting": waiting,
-                    "loaded": float(session is not None),
-                    "streams": len(session.streams) if session and session.streams is not None else 0,
-                    "restarts": restarts,
-                    **self._observer.drift.gauges(name),
-                }
-        return values
+        """Present values by model with a bundle; see `figures.present`."""
+        return present(self._manager, self._observer.drift)
 
     def _session(self, model: str) -> Session | None:
         """The active bundle's session; while the model is unloaded its last session, which still describes it."""

@@ -465,12 +465,12 @@ async def test_a_changed_condition_is_reported_at_once(desk, device):
 
 
 async def test_an_unknown_command_and_wrong_arguments_are_answered(desk, device):
-    """An embedded agent offers the self-test only, and says so."""
+    """An embedded agent offers only commands that need nothing around it, and says so."""
     for number, (kind, args) in enumerate([("restart", {}), ("self-test", {"file": "x"})], start=1):
         desk.command(kind, number=number, args=args)
     await device.until(lambda: len(desk.said("result")) == 2)
     first, second = (open_envelope(one, messages.Result, device.signer.public_key) for one in desk.said("result"))
-    assert (first.ok, first.message) == (False, "unknown command 'restart', this agent knows: self-test")
+    assert (first.ok, first.message) == (False, "unknown command 'restart', this agent knows: collect, self-test")
     assert (second.ok, "DataError" in second.message) == (False, True)
 
 

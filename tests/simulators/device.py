@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from device_agents.agent import Agent, AgentParts
+from device_agents.agent import Agent
+from device_agents.agent_parts import AgentParts
 from device_agents.condition.rules import Condition
 from device_agents.control.link import presence_will
 from device_agents.deployment import Limits, UpdateState
