@@ -379,7 +379,8 @@ def insert_event(
         "sent": event.at,
         **{name: untrusted_text(getattr(event, name), 63) for name in ("device", "kind", "model", "error")},
     }
-    same = [events.c[name] == values[name] for name in ("device", "kind", "model", "sent", "message")]
+    named = ("device", "kind", "model", "sent", "error", "message", "detail")
+    same = [events.c[name] == values[name] for name in named]
     take_turn(connection)  # ids become visible in their order, so that no reader passes one that comes late
     if connection.execute(sa.select(events.c.id).where(events.c.fleet == fleet, *same).limit(1)).first():
         return
