@@ -7,8 +7,8 @@ import jinja2
 from converters.recheck.recheck import Recheck
 
 _TITLES = {
-    "equal": "Every bit is equal",
-    "within-budget": "Within the budget",
+    "equal": "Every bit of {samples:,} samples is equal",
+    "within-budget": "Within the budget, in {samples:,} samples",
     "worse": "Worse",
     "failed": "It cannot run this bundle",
 }
@@ -23,4 +23,5 @@ def recheck_html(found: Recheck) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("recheck.html.j2").render(r=found, title=_TITLES[found.outcome]).encode()
+    title = _TITLES[found.outcome].format(samples=found.samples)
+    return environment.get_template("recheck.html.j2").render(r=found, title=title).encode()

@@ -88,6 +88,11 @@ class Recheck(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2) + b"\n"
 
     @property
+    def samples(self) -> int:
+        """Number of samples that were compared; 0 where it failed."""
+        return sum(one.n for one in self.looked) if self.outputs else 0
+
+    @property
     def changed(self) -> Share | None:
         """The changed decisions on the largest set of samples; None where the bundle has no decisions."""
         found = [one for one in self.outputs if one.decisions is not None]

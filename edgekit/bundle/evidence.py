@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -21,6 +21,9 @@ TFLITE_RUNTIME = "tflite-runtime"
 EQUAL, WITHIN, WORSE, FAILED = "equal", "within-budget", "worse", "failed"
 OUTCOMES = (EQUAL, WITHIN, WORSE, FAILED)
 GOOD = (EQUAL, WITHIN)
+# Equal samples from which on versions count as equal: then at most 1.5 % of such inputs have other bits, at 95 %
+# confidence (3 / n, the rule of three).
+LEAST_EQUAL = 200
 # The packages that provide a bundle's runtime; the first is the one that conversion uses.
 _PACKAGES = {"litert": ("ai-edge-litert", TFLITE_RUNTIME), "onnxruntime": ("onnxruntime",)}
 
@@ -44,6 +47,7 @@ class Evidence(msgspec.Struct, frozen=True):
         outcome: ``equal`` (every bit), ``within-budget``, ``worse``, or ``failed`` (it could not run the bundle).
         against: Package and version that it was compared with, as in ``onnxruntime 1.31.1``.
         report: sha256 of the report, hex; the report is a blob of the registry.
+        samples: Number of samples that were compared.
     """
 
     runtime: str
@@ -52,6 +56,7 @@ class Evidence(msgspec.Struct, frozen=True):
     outcome: str
     against: str
     report: str
+    samples: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     @property
     def compared(self) -> str:
@@ -129,8 +134,12 @@ def standing(manifest: Manifest, running: str, arch: str, evidence: Iterable[Evi
 
 
 def equal_versions(running: str, arch: str, evidence: Iterable[Evidence]) -> frozenset[str]:
-    """The runtime versions that give the same bits as `running`, itself included: chains of comparisons say so."""
-    pairs = [(one.compared, one.against) for one in evidence if one.outcome == EQUAL and one.arch == arch]
+    """The runtime versions that give the same bits as `running`, itself included: chains of comparisons say so.
+
+    A comparison of fewer than LEAST_EQUAL samples, such as the golden ones alone, says too little.
+    """
+    known = [one for one in evidence if one.outcome == EQUAL and one.arch == arch and one.samples >= LEAST_EQUAL]
+    pairs = [(one.compared, one.against) for one in known]
     reached, size = {running}, 0
     while len(reached) > size:
         size = len(reached)

@@ -127,6 +127,7 @@ def _signer(
             arch=found.arch,
             outcome=found.outcome,
             against=found.against,
+            samples=found.samples,
         )
         note(f"signed: {entry.path} has {len(entry.evidence)} outcome{'s' * (len(entry.evidence) != 1)} as evidence")
 
@@ -154,7 +155,8 @@ def _write(folder: Path, found: Recheck, report: bytes) -> None:
 def _print(found: Recheck) -> None:
     where = "this machine" if found.where == "host" else f"an emulated {found.where}"
     click.echo(f"{found.name} {found.version} for {found.target}: {found.runtime} against {found.against}, on {where}")
-    click.echo(f"outcome: {WORDS.get(found.outcome, found.outcome)}")
+    looked = f", in {found.samples:,} samples" if found.samples else ""
+    click.echo(f"outcome: {WORDS.get(found.outcome, found.outcome)}{looked}")
     if found.outputs:
         headers = ("samples", "n", "output", "bits", "changed decisions", "largest difference", "in spreads", "verdict")
         print_table(headers, [_row(one) for one in found.outputs])

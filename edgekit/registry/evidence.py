@@ -22,6 +22,7 @@ def sign_evidence(
     arch: str,
     outcome: str,
     against: str,
+    samples: int = 0,
 ) -> CatalogueEntry:
     """Add one outcome to a published bundle; an earlier one of the same version and architecture is replaced.
 
@@ -30,7 +31,7 @@ def sign_evidence(
         repository: Signs the catalogue.
         manifest: The bundle.
         report: Bytes of the report.
-        package, version, arch, outcome, against: As `Evidence`.
+        package, version, arch, outcome, against, samples: As `Evidence`.
 
     Raises:
         NotFoundError: the bundle is not published, or a key is not here.
@@ -38,7 +39,7 @@ def sign_evidence(
         StoreError: the store failed; the catalogue is unchanged.
     """
     digest = hashlib.sha256(report).hexdigest()
-    entry = Evidence(package, version, arch, outcome, against, digest)
+    entry = Evidence(package, version, arch, outcome, against, digest, samples)
     store.put(blob_name(digest), report)
     target = repository.add_fields(manifest.canonical_bytes(), lambda custom: with_evidence(custom, entry))
     return parse_entry(target.path, target)

@@ -76,7 +76,8 @@ def show(name: str, version: str | None, url: str | None, keys: Path | None, as_
         for offer in next(row.deltas for row in rows if row.path == release.path):
             click.echo(f"  delta    from sha256 {offer.base[:12]}, {offer.size + offer.length} bytes")
         for one in release.evidence:
-            click.echo(f"  evidence {one.outcome} with {one.compared} on {one.arch}, report {one.report[:12]}")
+            looked = f", {one.samples:,} samples" if one.samples else ""
+            click.echo(f"  evidence {one.outcome} with {one.compared} on {one.arch}{looked}, report {one.report[:12]}")
 
 
 @click.command()

@@ -55,7 +55,7 @@ def test_the_same_answers_are_equal_and_the_report_says_what_was_looked_at(tmp_p
     assert found.changed.n == 40
     assert found.after.memory_bytes >= 0
     page = recheck_html(found).decode()
-    assert "Every bit is equal" in page
+    assert "Every bit of 43 samples is equal" in page
     assert "http" not in page
     assert str(tmp_path) not in found.to_json().decode()
 

@@ -151,7 +151,7 @@ async def test_equal_bits_on_another_version_keep_a_certificate(tmp_path, cloud,
     x, _ = rows_by_margin(manifest, tmp_path)
     package, _, version = runtime_version("onnxruntime").partition(" ")
     evidence = [Evidence(package, version, "aarch64", "within-budget", "onnxruntime 0.9", "a" * 64)]
-    equal = Evidence(package, version, "aarch64", "equal", "onnxruntime 0.9", "b" * 64)
+    equal = Evidence(package, version, "aarch64", "equal", "onnxruntime 0.9", "b" * 64, 256)
     news = []
     async with InferenceService(cloud=cloud) as service:
         service.certificates.use_evidence(lambda model, digest: tuple(evidence), "aarch64")

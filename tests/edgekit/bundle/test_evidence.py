@@ -26,8 +26,8 @@ def bundle(runtime="onnxruntime", tools=None):
     return msgspec.structs.replace(manifest_of("digits", "1.0.0"), runtime=runtime, tools=tools)
 
 
-def evidence(version="1.32.0", outcome="equal", arch=ARM, against=MADE, report="a" * 64):
-    return Evidence("onnxruntime", version, arch, outcome, against, report)
+def evidence(version="1.32.0", outcome="equal", arch=ARM, against=MADE, report="a" * 64, samples=200):
+    return Evidence("onnxruntime", version, arch, outcome, against, report, samples)
 
 
 def test_the_version_that_a_bundle_was_made_with_is_that_of_its_own_runtime():
@@ -68,6 +68,15 @@ def test_equal_bits_hold_along_a_chain_and_for_one_architecture():
     assert equal_versions(MADE, ARM, []) == {MADE}
     assert MADE not in equal_versions("onnxruntime 1.32.0", X86, chain)
     assert MADE not in equal_versions("onnxruntime 1.32.0", ARM, [evidence(outcome="within-budget")])
+
+
+def test_few_samples_do_not_make_versions_equal():
+    """Golden samples alone are a handful; a device may still run the version, but a certificate needs more."""
+    few = evidence(samples=199)
+    assert standing(bundle(), "onnxruntime 1.32.0", ARM, [few]) is Standing.PROVEN
+    assert MADE not in equal_versions("onnxruntime 1.32.0", ARM, [few])
+    assert MADE in equal_versions("onnxruntime 1.32.0", ARM, [evidence(samples=200)])
+    assert parse_evidence({"evidence": [{**msgspec.to_builtins(few), "samples": -1}]}) == ()
 
 
 def test_a_later_outcome_replaces_the_earlier_one_of_the_same_version():
