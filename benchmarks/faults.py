@@ -26,14 +26,14 @@ import numpy as np
 from benchmarks.cloud_tier import running_tier
 from benchmarks.faults_front import MODES, Front
 from benchmarks.results import Figure, publish
-from device_agents.inference.answer_rules import Expected
-from device_agents.inference.budget_rules import Budget
-from device_agents.inference.budgets import Budgets
+from device_agents.inference.cloud.answer_rules import Expected
+from device_agents.inference.cloud.budget_rules import Budget
+from device_agents.inference.cloud.budgets import Budgets
+from device_agents.inference.cloud.endpoints import CloudEndpoint, CloudEndpoints
+from device_agents.inference.cloud.retry_budget import RetryBudget
 from device_agents.inference.cloud_client import CloudClient
-from device_agents.inference.cloud_endpoints import CloudEndpoint, CloudEndpoints
 from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import CloudOptions, ServiceOptions
-from device_agents.inference.retry_budget import RetryBudget
 from device_agents.inference.service import InferenceService
 from edgekit.bundle.manifest import Manifest
 from edgekit.clock import SystemClock

@@ -28,10 +28,10 @@ from device_agents.download.options import DownloadOptions
 from device_agents.download.throttle import parse_quiet_hours
 from device_agents.facts import boot_id
 from device_agents.flag_file import is_set
+from device_agents.inference.cloud.endpoints import CloudEndpoint, CloudEndpoints
+from device_agents.inference.cloud.retry_budget import RetryBudget
 from device_agents.inference.cloud_client import CloudClient
-from device_agents.inference.cloud_endpoints import CloudEndpoint, CloudEndpoints
 from device_agents.inference.options import ALL, ServiceOptions
-from device_agents.inference.retry_budget import RetryBudget
 from device_agents.inference.routing_rules import Reason
 from device_agents.inference.service import InferenceService
 from device_agents.options import AgentOptions

@@ -31,7 +31,7 @@ class ShadowCounts(msgspec.Struct, frozen=True):
     run: Count = 0
 
     def message(self, digest: str) -> Shadow:
-        """What is reported about the bundle with this digest."""
+        """The report about the bundle with this digest."""
         return Shadow(
             digest[:SHADOW_DIGITS],
             compared=min(self.compared, MAX_COUNT),

@@ -28,7 +28,7 @@ def with_cascade(report: bytes, result: Calibration) -> bytes:
 
 
 def cascade(result: Calibration) -> dict[str, Any]:
-    """What a calibration has found, as JSON values.
+    """The findings of a calibration, as JSON values.
 
     ``curve`` has at most 100 points of the samples of the proof: threshold, share sent, and the mean loss of the target
     (null where nothing counts); the last point sends everything, and its threshold is null.

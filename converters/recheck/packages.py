@@ -56,7 +56,7 @@ def fits_python(wanted: RuntimeVersion, python: tuple[int, int]) -> bool:
 
 
 def requirements(wanted: RuntimeVersion, msgspec_version: str) -> list[str]:
-    """What to install beside the package: edgekit's own code runs there too."""
+    """The packages to install beside it: edgekit's own code runs there too."""
     numpy = "numpy<2" if needs_old_numpy(wanted) else "numpy"
     return [f"{wanted.package}=={wanted.version}", f"msgspec=={msgspec_version}", numpy]
 

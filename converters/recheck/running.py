@@ -37,7 +37,7 @@ class RowSet(msgspec.Struct, frozen=True):
 
 
 class Answers(msgspec.Struct, frozen=True):
-    """What one runtime version did.
+    """The answers of one runtime version.
 
     Attributes:
         answers: Answers (N, ...) by output, by the name of the samples; empty where there is a fault.

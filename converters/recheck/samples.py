@@ -29,7 +29,7 @@ class Split(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a bundle's report.json says of the proof; defaults where there is none."""
+    """The facts of the proof in a bundle's report.json; defaults where there is none."""
 
     split: Split | None = None
     budget: Budget = Budget()

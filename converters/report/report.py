@@ -92,7 +92,7 @@ class DriftReport(msgspec.Struct, frozen=True):
 
     @property
     def sentence(self) -> str:
-        """What people need to know of it."""
+        """One sentence for people."""
         if self.reason:
             return f"The bundle has no reference for drift: {self.reason}."
         return f"Devices compare {len(self.statistics)} statistics with those of {self.samples} samples of the data."

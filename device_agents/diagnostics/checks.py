@@ -24,9 +24,9 @@ from device_agents.diagnostics.check_rules import judge_certificate, judge_clock
 from device_agents.diagnostics.cloud_check import check_cloud
 from device_agents.diagnostics.pending import pending_deployments
 from device_agents.facts import measure_facts
+from device_agents.inference.cloud.retry_budget import RetryBudget
 from device_agents.inference.egress_rules import stricter
 from device_agents.inference.options import ALLOWED, DECODED, NEVER, CloudOptions, ServiceOptions
-from device_agents.inference.retry_budget import RetryBudget
 from device_agents.remote.overlay import Overlay
 from device_agents.spool.store import stored_entries
 from device_agents.storage.evidence import EvidenceFile
@@ -259,7 +259,7 @@ class _Checks:
         }
 
     def _policy(self, name: str, manifest: Manifest | None) -> str:
-        """What may be sent of a model: the stricter of settings and bundle."""
+        """The inputs of a model that may be sent: the stricter of settings and bundle."""
         return stricter(self._cloud_options(name).send_inputs, manifest.may_send if manifest else ALLOWED)
 
     def _cloud_options(self, name: str) -> CloudOptions:

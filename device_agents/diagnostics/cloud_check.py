@@ -10,8 +10,8 @@ from urllib.parse import quote
 import msgspec
 
 from device_agents.diagnostics.check_rules import clock_fault, interface_faults, states_interface
+from device_agents.inference.cloud.http_client import HttpReply
 from device_agents.inference.cloud_client import CloudClient, reason_in
-from device_agents.inference.http_client import HttpReply
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.state import client_inputs, client_outputs
 from edgekit.errors import UnavailableError

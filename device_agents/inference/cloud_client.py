@@ -15,14 +15,14 @@ from urllib.parse import quote
 
 import msgspec
 
-from device_agents.inference.failures import (
+from device_agents.inference.cloud.failures import (
     CloudOverloadedError,
     CloudRefusedError,
     CloudTimeoutError,
     CloudUnreachableError,
     CloudUnusableError,
 )
-from device_agents.inference.http_client import HttpClient, HttpReply
+from device_agents.inference.cloud.http_client import HttpClient, HttpReply
 from edgekit.errors import CloudError, DataError, SettingsError
 from edgekit.protocols import CloudAnswer
 from edgekit.serving.oip import codec as oip

@@ -76,7 +76,7 @@ def stricter(one: str, other: str) -> SendInputs:
 
 
 class BundleLimits:
-    """What the bundles of this device let out of it, by model; a model without a bundle has no limit here."""
+    """The policies of the bundles of this device, by model; a model without a bundle has none here."""
 
     def __init__(self) -> None:
         self._limits: dict[str, SendInputs] = {}

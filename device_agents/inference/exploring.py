@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from device_agents.inference.certificates import Certificates
-from device_agents.inference.certified import Held, News
-from device_agents.inference.failures import FallbackError
+from device_agents.inference.cascade.certificates import Certificates
+from device_agents.inference.cascade.certified import Held, News
+from device_agents.inference.cloud.failures import FallbackError
 from device_agents.inference.fallback import Fallback
 from device_agents.inference.request import Request
 from device_agents.inference.routing_rules import Reason

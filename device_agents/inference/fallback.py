@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, NoReturn
 
-from device_agents.inference import budget_rules
-from device_agents.inference.answer_rules import Expected, checked
-from device_agents.inference.budget_rules import Verdict
-from device_agents.inference.budgets import Budgets
-from device_agents.inference.cloud_endpoints import CloudEndpoint, CloudEndpoints
+from device_agents.inference.cloud import budget_rules
+from device_agents.inference.cloud.answer_rules import Expected, checked
+from device_agents.inference.cloud.budget_rules import Verdict
+from device_agents.inference.cloud.budgets import Budgets
+from device_agents.inference.cloud.endpoint_line import EndpointLine
+from device_agents.inference.cloud.endpoints import CloudEndpoint, CloudEndpoints
+from device_agents.inference.cloud.failures import Failure, FallbackError, failure_of
 from device_agents.inference.egress_rules import StreamPauses, release
-from device_agents.inference.endpoint_line import EndpointLine
-from device_agents.inference.failures import Failure, FallbackError, failure_of
 from device_agents.inference.options import CloudOptions
 from device_agents.inference.routing_rules import Reason
 from edgekit.errors import CloudError
@@ -44,7 +44,7 @@ _NOT_CALLED = {Reason.CLOUD_BUSY: Failure.BUSY}  # other reasons have the same w
 
 
 class _Request(NamedTuple):
-    """What one request sends, and until when it waits."""
+    """The inputs that one request sends, and its time limit."""
 
     model: str
     there: str

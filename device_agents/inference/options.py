@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from device_agents.inference.budget_rules import Budget
+from device_agents.inference.cloud.budget_rules import Budget
 from edgekit.runtimes.providers import Acceleration
 from edgekit.serving.models.options import (
     FallbackThreshold,

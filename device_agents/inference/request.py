@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from device_agents.inference import routing_rules
-from device_agents.inference.answer_rules import Expected
-from device_agents.inference.certified import Held
+from device_agents.inference.cascade.certified import Held
+from device_agents.inference.cloud.answer_rules import Expected
 from device_agents.inference.routing_rules import Decision, Reason, Route
 from edgekit.errors import DataError
 from edgekit.protocols import CloudAnswer

@@ -8,16 +8,16 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 
 from device_agents.inference import routing_rules, row_splitting
-from device_agents.inference.certificates import Certificates
-from device_agents.inference.certified import Held
+from device_agents.inference.cascade.certificates import Certificates
+from device_agents.inference.cascade.certified import Held
+from device_agents.inference.cloud.failures import FallbackError
 from device_agents.inference.exploring import Explorer, note_cloud
-from device_agents.inference.failures import FallbackError
 from device_agents.inference.fallback import Fallback
-from device_agents.inference.observation import TakesSamples, observation
 from device_agents.inference.options import LOCAL_ONLY, NEVER, CloudOptions
 from device_agents.inference.request import Request, no_route_message, stateful_error
 from device_agents.inference.routing_rules import Decision, Reason, Route
-from device_agents.inference.shadowing import Shadowing
+from device_agents.inference.watch.observation import TakesSamples, observation
+from device_agents.inference.watch.shadowing import Shadowing
 from edgekit.errors import CloudError, RuntimeLoadError, UnavailableError
 from edgekit.protocols import Clock, CloudAnswer
 from edgekit.runtimes.logical import check_inputs

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from device_agents.inference.certified import Held
+from device_agents.inference.cascade.certified import Held
 from edgekit.bundle.manifest import Task
 from edgekit.bundle.scores import row_scores
 from edgekit.certificate.scoring import score as certificate_score

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from device_agents.inference.certified import Held
+from device_agents.inference.cascade.certified import Held
 from edgekit.bundle.manifest import Task
 from edgekit.bundle.scores import row_scores
 from edgekit.tensors import Array, TensorSpec

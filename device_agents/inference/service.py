@@ -15,24 +15,24 @@ from typing import Any
 import msgspec
 
 from device_agents.inference import routing_rules
-from device_agents.inference.behaviour import BehaviourLog
-from device_agents.inference.budgets import Budgets
-from device_agents.inference.budgets import Listener as BudgetListener
-from device_agents.inference.certificates import Certificates
-from device_agents.inference.certificates import Listener as CertificateListener
-from device_agents.inference.cloud_endpoints import CloudEndpoints, endpoints_of
-from device_agents.inference.counters import new_counters
-from device_agents.inference.drift import Listener as DriftListener
+from device_agents.inference.cascade.certificates import Certificates
+from device_agents.inference.cascade.certificates import Listener as CertificateListener
+from device_agents.inference.cloud.budgets import Budgets
+from device_agents.inference.cloud.budgets import Listener as BudgetListener
+from device_agents.inference.cloud.endpoints import CloudEndpoints, endpoints_of
 from device_agents.inference.egress_rules import BundleLimits
 from device_agents.inference.exploring import Explorer
 from device_agents.inference.fallback import Fallback
-from device_agents.inference.figures import present, totals
-from device_agents.inference.observation import TakesSamples
-from device_agents.inference.observing import Observer
 from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
 from device_agents.inference.request import Request, parse_parameters
 from device_agents.inference.router import InferenceRouter
-from device_agents.inference.shadowing import Shadowing
+from device_agents.inference.watch.behaviour import BehaviourLog
+from device_agents.inference.watch.counters import new_counters
+from device_agents.inference.watch.drift import Listener as DriftListener
+from device_agents.inference.watch.figures import present, totals
+from device_agents.inference.watch.observation import TakesSamples
+from device_agents.inference.watch.observing import Observer
+from device_agents.inference.watch.shadowing import Shadowing
 from device_agents.shadow import ShadowTask
 from device_agents.update.self_test import check_golden, run_self_test
 from edgekit.bundle.golden import SelfTest

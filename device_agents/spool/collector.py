@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from device_agents.inference import budget_rules
-from device_agents.inference.budget_rules import Budget, Spent, Verdict
-from device_agents.inference.observation import Observation
+from device_agents.inference.cloud import budget_rules
+from device_agents.inference.cloud.budget_rules import Budget, Spent, Verdict
+from device_agents.inference.watch.observation import Observation
 from device_agents.remote.answer import CommandAnswer
 from device_agents.spool.rules import Ask, Rule, reasons_of, row_count, row_of
 from device_agents.spool.store import FOLDER, Spool, Spooled
@@ -37,7 +37,7 @@ Tell = Callable[[str, str], None]
 
 
 class State(msgspec.Struct, frozen=True):
-    """What survives a restart: the day's spending, and the rule that an operator sent."""
+    """The state that survives a restart: the day's spending, and the rule that an operator sent."""
 
     spent: Spent = Spent()
     ask: Ask | None = None
@@ -45,7 +45,7 @@ class State(msgspec.Struct, frozen=True):
 
 
 class CollectOptions(NamedTuple):
-    """What the owner of the device allows.
+    """The limits that the owner of the device sets.
 
     Attributes:
         rule: Which answers are kept without being asked.

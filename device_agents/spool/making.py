@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from device_agents.inference.budget_rules import Budget
+from device_agents.inference.cloud.budget_rules import Budget
 from device_agents.inference.egress_rules import release
 from device_agents.inference.service import InferenceService
 from device_agents.spool.collector import CollectOptions, Collector

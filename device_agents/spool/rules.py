@@ -9,8 +9,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from device_agents.inference.observation import Observation
 from device_agents.inference.row_splitting import may_split
+from device_agents.inference.watch.observation import Observation
 from edgekit.bundle.manifest import Task
 from edgekit.bundle.scores import CLASSIFICATION, LOGITS, MULTILABEL
 from edgekit.mqtt.sample_reasons import SampleReason, value_of

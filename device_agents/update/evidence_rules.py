@@ -1,4 +1,4 @@
-"""What a device does with a bundle whose runtime version is another one than those that it was proven on. Pure."""
+"""The choice of a device about a bundle whose runtime version is another one than those that it was proven on. Pure."""
 
 from __future__ import annotations
 

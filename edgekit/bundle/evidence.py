@@ -68,7 +68,7 @@ _EVIDENCE = msgspec.msgpack.Decoder(Evidence)  # built at import, as in edgekit.
 
 
 class Standing(str, enum.Enum):
-    """What is known of a bundle on one runtime version."""
+    """The knowledge of a bundle on one runtime version."""
 
     PROVEN = "proven"  # made with it, or compared with a good outcome
     UNPROVEN = "unproven"  # nobody has compared it
@@ -116,7 +116,7 @@ def _key(entry: Evidence) -> tuple[str, str, str]:
 
 
 def standing(manifest: Manifest, running: str, arch: str, evidence: Iterable[Evidence]) -> Standing:
-    """What is known of a bundle on the runtime of a device.
+    """The knowledge of a bundle on the runtime of a device.
 
     Args:
         manifest: The bundle. One that does not name the version that it was made with is not judged.

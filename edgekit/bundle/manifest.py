@@ -236,7 +236,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     @property
     def may_send(self) -> str:
-        """What devices may send to the cloud tier: ``allowed``, ``decoded`` or ``never``."""
+        """The inputs that devices may send to the cloud tier: ``allowed``, ``decoded`` or ``never``."""
         return self.send_inputs if isinstance(self.send_inputs, str) else "allowed"
 
     @property

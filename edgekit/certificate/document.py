@@ -54,7 +54,7 @@ class Bound(msgspec.Struct, frozen=True):
 
     @property
     def served_by(self) -> str:
-        """Who must answer for the certificate to be claimed, in words."""
+        """The models that must answer for the certificate to be claimed, in words."""
         if self.cloud_format is msgspec.UNSET:
             return "a cloud tier whose answers report this digest of the bundle (edgekit cloud serve does)"
         return (

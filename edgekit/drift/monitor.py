@@ -36,7 +36,7 @@ class Drift(NamedTuple):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """What is kept of a monitor across restarts.
+    """The part of a monitor that is kept across restarts.
 
     Attributes:
         digest: The bundle.
@@ -93,7 +93,7 @@ class Monitor:
         return [one for one in found if one is not None]
 
     def stored(self) -> Stored:
-        """What to keep across a restart."""
+        """The part to keep across a restart."""
         windows = self._windows
         return Stored(
             self.digest,
@@ -145,7 +145,7 @@ class Monitor:
 
 
 def finding(statistic: Statistic, counts: Sequence[int]) -> str:
-    """What was found of a statistic, in words: shares of samples and of the reference, and no value of the data."""
+    """The finding on a statistic, in words: shares of samples and of the reference, and no value of the data."""
     samples, edge = sum(counts), widest_edge(counts, statistic.weights)
     here = sum(counts[: edge + 1]) / samples
     there = sum(statistic.weights[: edge + 1]) / sum(statistic.weights)

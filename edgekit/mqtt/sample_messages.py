@@ -6,7 +6,7 @@ import msgspec
 
 
 class SampleHead(msgspec.Struct, frozen=True):
-    """What a device signs of a sample, in its first SamplePart.
+    """The facts of a sample that a device signs, in its first SamplePart.
 
     Attributes:
         device, fleet: Names of the sender.

@@ -44,7 +44,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Collected(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found and written.
+    """The samples that were found and written.
 
     Attributes:
         samples: Number of selected samples.

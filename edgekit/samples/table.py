@@ -30,7 +30,7 @@ Table = Mapping[str, Array]
 
 
 def interface_of(sample: Sample) -> str:
-    """What samples of one table have in common besides the model: their inputs and local outputs, as 8 hex digits."""
+    """The interface that samples of one table share: their inputs and local outputs, as 8 hex digits."""
     parts = [
         [(name, one.dtype.value, one.shape) for name, one in sorted(group.items())]
         for group in (sample.inputs, sample.local)

@@ -21,8 +21,8 @@ import pytest
 
 from benchmarks import peers
 from device_agents.diagnostics.cloud_check import check_cloud
+from device_agents.inference.cloud.http_client import HttpClient, HttpReply
 from device_agents.inference.cloud_client import CloudClient
-from device_agents.inference.http_client import HttpClient, HttpReply
 from edgekit.errors import CloudError
 from edgekit.serving.cloud import CloudModels
 from edgekit.serving.endpoints import Endpoints, open_endpoints

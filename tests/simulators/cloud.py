@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from device_agents.inference.failures import CloudTimeoutError
+from device_agents.inference.cloud.failures import CloudTimeoutError
 from edgekit.errors import CloudError
 from edgekit.protocols import CloudAnswer
 from edgekit.tensors import Array

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import urllib3
 
+from device_agents.inference.cloud.failures import CloudOverloadedError, CloudRefusedError
 from device_agents.inference.cloud_client import CloudClient, retry_after_seconds
-from device_agents.inference.failures import CloudOverloadedError, CloudRefusedError
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
 from edgekit.errors import CloudError

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 import device_agents
 from device_agents.inference.egress_rules import MOST_STREAMS, StreamPauses, release, release_sample, stricter
-from device_agents.inference.observation import Observation
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
+from device_agents.inference.watch.observation import Observation
 from edgekit.bundle.manifest import Manifest, parse_manifest
 from edgekit.errors import EdgekitError, SelfTestError, UnavailableError
 from edgekit.serving.models.options import ModelSettings

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from device_agents.assemble import endpoint_hold, make_inference
-from device_agents.inference.budget_rules import DAY_SECONDS
-from device_agents.inference.budgets import FILE_NAME
+from device_agents.inference.cloud.budget_rules import DAY_SECONDS
+from device_agents.inference.cloud.budgets import FILE_NAME
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
 from edgekit.errors import UnavailableError

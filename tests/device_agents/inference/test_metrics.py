@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from device_agents.inference.cloud_endpoints import CloudEndpoint, CloudEndpoints
+from device_agents.inference.cloud.endpoints import CloudEndpoint, CloudEndpoints
 from device_agents.inference.service import InferenceService
 from edgekit.errors import CloudError
 from edgekit.serving.http.metrics import METRICS, gauges_of, render

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from device_agents.inference import behaviour as log
-from device_agents.inference.behaviour import BehaviourLog
 from device_agents.inference.service import InferenceService
+from device_agents.inference.watch import behaviour as log
+from device_agents.inference.watch.behaviour import BehaviourLog
 from edgekit.errors import ConflictError, DataError, NotFoundError
 from edgekit.mqtt.messages import LATENCY_BOUNDS_MS
 from edgekit.serving.cloud import CloudModels

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agents.inference.failures import CloudOverloadedError, CloudRefusedError, CloudTimeoutError
+from device_agents.inference.cloud.failures import CloudOverloadedError, CloudRefusedError, CloudTimeoutError
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
 from device_agents.storage.footprints import DiskFootprints

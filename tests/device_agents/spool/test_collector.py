@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_agents.inference.budget_rules import Budget
+from device_agents.inference.cloud.budget_rules import Budget
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
 from device_agents.spool.collector import MOST_WAITING, STATE_FILE, CollectOptions, Collector

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from device_agents.inference.observation import Observation
+from device_agents.inference.watch.observation import Observation
 from device_agents.spool.rules import (
     Ask,
     Entry,

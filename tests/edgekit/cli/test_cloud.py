@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from device_agents.inference.cloud.failures import CloudRefusedError
+from device_agents.inference.cloud.http_client import HttpClient
 from device_agents.inference.cloud_client import CloudClient
-from device_agents.inference.failures import CloudRefusedError
-from device_agents.inference.http_client import HttpClient
 from edgekit.cli.cloud import cloud, read_api_key
 from edgekit.errors import SettingsError
 from edgekit.registry import publish

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agents.inference.http_client import HttpClient, HttpReply, NoAnswerError
+from device_agents.inference.cloud.http_client import HttpClient, HttpReply, NoAnswerError
 from edgekit.errors import SettingsError
 from edgekit.serving.api.keys import Keys, parse_keys
 from edgekit.serving.api.tls import ServerTls

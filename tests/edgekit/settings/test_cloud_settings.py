@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from device_agents.assemble import make_cloud, threshold_warnings
-from device_agents.inference.budget_rules import Budget
+from device_agents.inference.cloud.budget_rules import Budget
 from device_agents.inference.options import CloudOptions, ServiceOptions
 from edgekit.errors import SettingsError
 from edgekit.serving.models.cloud_options import CloudModelOptions

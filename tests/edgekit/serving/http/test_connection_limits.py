@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from device_agents.inference.http_client import HttpClient
+from device_agents.inference.cloud.http_client import HttpClient
 from edgekit.serving.http.app import App
 from edgekit.serving.http.connections import first_to_close
 from edgekit.serving.http.limits import Limits

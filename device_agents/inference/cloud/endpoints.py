@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from device_agents.inference.retry_budget import RetryBudget
+from device_agents.inference.cloud.retry_budget import RetryBudget
 from device_agents.inference.routing_rules import Reason
 from edgekit.protocols import CloudTier
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from device_agents.inference.drift import DriftWatch
 from device_agents.inference.egress_rules import BundleLimits, tells_inputs
 from device_agents.inference.options import CloudOptions, ServiceOptions
 from device_agents.inference.request import Request
-from device_agents.inference.sketching import ServedSketches
+from device_agents.inference.watch.drift import DriftWatch
+from device_agents.inference.watch.sketching import ServedSketches
 from edgekit.protocols import Clock, Disk
 from edgekit.serving.oip.codec import InferResponse
 from edgekit.serving.session.session import Session

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from device_agents.inference import http_client
-from device_agents.inference.http_client import HttpClient, NoAnswerError, Url
+from device_agents.inference.cloud import http_client
+from device_agents.inference.cloud.http_client import HttpClient, NoAnswerError, Url
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from device_agents.inference.breaker import (
+from device_agents.inference.cloud.breaker import (
     FAILURES_TO_OPEN,
     LONGEST_COOL_DOWN_SECONDS,
     Breaker,
     BreakerState,
     pace_of,
 )
-from device_agents.inference.failures import Failure
+from device_agents.inference.cloud.failures import Failure
 
 
 def opened(now: float = 0.0) -> Breaker:

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_agents.assemble import make_inference
-from device_agents.inference.answer_times import SHORTEST_TRY_SECONDS, AnswerTimes
-from device_agents.inference.cloud_endpoints import CloudEndpoint, CloudEndpoints
-from device_agents.inference.http_client import HttpClient, NoAnswerError
-from device_agents.inference.retry_budget import CALLS_FOR_ONE_RETRY, MOST_SAVED, RetryBudget
+from device_agents.inference.cloud.answer_times import SHORTEST_TRY_SECONDS, AnswerTimes
+from device_agents.inference.cloud.endpoints import CloudEndpoint, CloudEndpoints
+from device_agents.inference.cloud.http_client import HttpClient, NoAnswerError
+from device_agents.inference.cloud.retry_budget import CALLS_FOR_ONE_RETRY, MOST_SAVED, RetryBudget
 from device_agents.inference.routing_rules import Reason
 from device_agents.inference.service import InferenceService
 from edgekit.errors import CloudError, SettingsError, UnavailableError

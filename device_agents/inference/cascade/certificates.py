@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from device_agents.inference.certified import Held, News
-from device_agents.inference.refutation_store import RefutationStore
+from device_agents.inference.cascade.certified import Held, News
+from device_agents.inference.cascade.refutation_store import RefutationStore
 from edgekit.bundle.evidence import Evidence, equal_versions
 from edgekit.bundle.manifest import Manifest
 from edgekit.certificate.document import Certificate, certificate_entry, parse_certificate, void_reasons

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from device_agents.inference.counters import NO_MODEL
-from device_agents.inference.drift import DriftWatch
 from device_agents.inference.fallback import Fallback
+from device_agents.inference.watch.counters import NO_MODEL
+from device_agents.inference.watch.drift import DriftWatch
 from edgekit.serving.models.manager import ModelManager
 
 Figures = dict[str, dict[str, float]]

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agents.inference.drift import FILE_NAME, DriftWatch
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
+from device_agents.inference.watch.drift import FILE_NAME, DriftWatch
 from edgekit.bundle.manifest import Manifest
 from edgekit.drift.reference import REFERENCE_NAME
 from edgekit.protocols import CloudAnswer

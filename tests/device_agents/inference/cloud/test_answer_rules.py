@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from device_agents.inference.answer_rules import Expected, checked
-from device_agents.inference.failures import CloudInterfaceError, CloudUnusableError
+from device_agents.inference.cloud.answer_rules import Expected, checked
+from device_agents.inference.cloud.failures import CloudInterfaceError, CloudUnusableError
 from edgekit.bundle.manifest import Task
 from edgekit.tensors import DType, TensorSpec
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from device_agents.inference.certified import Held
+from device_agents.inference.cascade.certified import Held
 from edgekit.certificate.refutation import Explored
 from edgekit.errors import DiskError
 from edgekit.protocols import Disk

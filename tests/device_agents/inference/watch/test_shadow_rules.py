@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agents.inference.shadow_rules import Judge, obstacle
+from device_agents.inference.watch.shadow_rules import Judge, obstacle
 from device_agents.shadow import MAX_COUNT, ShadowCounts
 from edgekit.bundle.bindings import Binding
 from edgekit.bundle.manifest import OutputQuality, Quality, Task

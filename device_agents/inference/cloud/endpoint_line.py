@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from device_agents.inference.answer_times import AnswerTimes
-from device_agents.inference.breaker import Breaker, BreakerState, pace_of
-from device_agents.inference.failures import CloudOverloadedError, CloudTimeoutError, FallbackError, failure_of
+from device_agents.inference.cloud.answer_times import AnswerTimes
+from device_agents.inference.cloud.breaker import Breaker, BreakerState, pace_of
+from device_agents.inference.cloud.failures import CloudOverloadedError, CloudTimeoutError, FallbackError, failure_of
 from device_agents.inference.routing_rules import Reason
 from edgekit.errors import CloudError
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from device_agents.inference import budget_rules
-from device_agents.inference.budget_rules import Budget, Spent, Verdict
+from device_agents.inference.cloud import budget_rules
+from device_agents.inference.cloud.budget_rules import Budget, Spent, Verdict
 from edgekit.errors import DiskError
 from edgekit.protocols import Clock, Disk
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agents.inference.budget_rules import (
+from device_agents.inference.cloud.budget_rules import (
     DAY_SECONDS,
     Budget,
     Spent,

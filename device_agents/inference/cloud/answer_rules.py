@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from device_agents.inference.failures import CloudInterfaceError, CloudUnusableError
+from device_agents.inference.cloud.failures import CloudInterfaceError, CloudUnusableError
 from edgekit.bundle.manifest import Task
 from edgekit.tensors import Array, TensorSpec
 

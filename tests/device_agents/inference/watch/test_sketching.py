@@ -12,7 +12,7 @@ from device_agents.control.telemetry import joined
 from device_agents.inference.egress_rules import tells_inputs
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
-from device_agents.inference.sketching import ServedSketches
+from device_agents.inference.watch.sketching import ServedSketches
 from edgekit.bundle.manifest import Task
 from edgekit.errors import DataError
 from edgekit.mqtt.messages import Telemetry, encode

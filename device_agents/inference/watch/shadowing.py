@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from device_agents.inference.request import Request
-from device_agents.inference.shadow_rules import LOAD, MEMORY, Judge, obstacle
+from device_agents.inference.watch.shadow_rules import LOAD, MEMORY, Judge, obstacle
 from device_agents.shadow import ShadowCounts, ShadowTask
 from edgekit.bundle.golden import read_golden
 from edgekit.bundle.manifest import ROLE_GOLDEN, Manifest

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agents.inference.certified import Held
+from device_agents.inference.cascade.certified import Held
+from device_agents.inference.cascade.refutation_store import FILE_NAME, MOST_CERTIFICATES, RefutationStore
 from device_agents.inference.options import ServiceOptions
-from device_agents.inference.refutation_store import FILE_NAME, MOST_CERTIFICATES, RefutationStore
 from device_agents.inference.service import InferenceService
 from edgekit.bundle.evidence import Evidence
 from edgekit.bundle.manifest import ROLE_MODEL, file_entry

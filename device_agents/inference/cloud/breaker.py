@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from device_agents.inference.failures import Failure
+from device_agents.inference.cloud.failures import Failure
 
 FAILURES_TO_OPEN = 3
 FIRST_COOL_DOWN_SECONDS = 1.0

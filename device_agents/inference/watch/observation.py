@@ -1,4 +1,4 @@
-"""What the router tells of an answer to whoever collects samples. Pure.
+"""The facts of an answer that the router gives to collectors of samples. Pure.
 
 Only inputs that the egress rule releases get here: a listener may keep whatever it is given.
 """
