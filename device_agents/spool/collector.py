@@ -137,14 +137,18 @@ class Collector:
         if self._waiting.full():
             self.counts["busy"] += 1
             return
-        chosen = _Chosen(
-            seen._replace(inputs={}, local={}, cloud=None),
-            reason,
-            now,
-            _copied(seen.input_specs, seen.inputs, row, n),
-            _copied(seen.output_specs, seen.local, row, n),
-            _of_cloud(seen, row, n),
-        )
+        try:
+            chosen = _Chosen(
+                seen._replace(inputs={}, local={}, cloud=None),
+                reason,
+                now,
+                _copied(seen.input_specs, seen.inputs, row, n),
+                _copied(seen.output_specs, seen.local, row, n),
+                _of_cloud(seen, row, n),
+            )
+        except MemoryError:  # the request that is being answered must not fail for a copy
+            self.counts["busy"] += 1
+            return
         if chosen.size > MAX_SAMPLE_BYTES // 2:
             self.counts["unfit"] += 1
             return

@@ -13,6 +13,7 @@ import pytest
 from device_agents.inference.cloud.budget_rules import Budget
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
+from device_agents.spool import collector
 from device_agents.spool.collector import MOST_WAITING, STATE_FILE, CollectOptions, Collector
 from device_agents.spool.rules import Rule
 from device_agents.spool.store import Spool
@@ -223,6 +224,22 @@ async def test_a_slow_disk_takes_no_memory(tmp_path: Path) -> None:
         await ask(np.repeat(UNSURE, n, axis=0))
         assert rig.collector.counts["busy"] == 10
     assert len(rig.samples()) == MOST_WAITING
+
+
+async def test_a_request_does_not_fail_where_memory_for_a_copy_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sample is left out and counted; the client gets its answer."""
+
+    def no_memory(*arguments: object) -> None:
+        raise MemoryError
+
+    rig = Rig(rule=Rule(HARD))
+    monkeypatch.setattr(collector, "_copied", no_memory)
+    async with serving(rig, tmp_path) as ask:
+        await ask()
+    assert rig.collector.counts["busy"] == 1
+    assert rig.samples() == []
 
 
 async def test_a_damaged_state_begins_anew(tmp_path: Path) -> None:
