@@ -214,9 +214,9 @@ def _remove_abandoned(folder: Path) -> None:
 def _put(part: Path, folder: Path) -> None:
     try:
         os.rename(part, folder)
-    except OSError:
-        if not folder.is_dir():  # another command has made it meanwhile
-            raise
+    except OSError as error:
+        if not folder.is_dir():  # else another command has made it meanwhile
+            raise UnavailableError(f"{folder} cannot be written: {error}") from error
 
 
 def _install(wanted: RuntimeVersion, part: Path, *, emulated: bool) -> bool:
