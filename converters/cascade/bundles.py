@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from converters.bundle import require_writable, with_files, write_bundle
 from converters.candidates.candidate import HOST_PROVIDERS, run_rows
@@ -22,7 +23,9 @@ from converters.graph.interface import sample_spec
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_MODEL, ROLE_REPORT, VERSION, Manifest, parse_manifest
 from edgekit.certificate.document import CERTIFICATE_NAME, ROLE_CERTIFICATE, Bound, processing_digest
 from edgekit.errors import DataError, RefusedError
+from edgekit.mqtt.sample_reasons import SampleReason
 from edgekit.runtimes import open_runtime
+from edgekit.samples.table import REASON
 from edgekit.versions import runtime_version
 
 PAGE, REPORT = "report.html", "report.json"
@@ -160,7 +163,22 @@ def certify_bundle(
 def _samples(path: Path, manifest: Manifest) -> Samples:
     interface = bundle_interface(manifest)
     specs = [sample_spec(one.spec) for one in interface.inputs if one.in_graph]
-    return load_samples(path, specs, classes=manifest.task.labels, interface=interface)
+    samples = load_samples(path, specs, classes=manifest.task.labels, interface=interface)
+    _check_by_chance(path)
+    return samples
+
+
+def _check_by_chance(path: Path) -> None:
+    """Refuse samples that devices kept because they are hard: a proof on them says nothing about all answers."""
+    if path.suffix != ".npz":
+        return
+    with np.load(path) as loaded:
+        reasons = set(loaded[REASON].tolist()) if REASON in loaded.files else set()
+    if others := sorted(reasons - {SampleReason.RANDOM.value}):
+        raise DataError(
+            f"{path} holds samples that devices kept as {', '.join(others)}; a certificate needs those kept by chance",
+            advice="Collect with a share alone: edgekit device command ID collect --samples N --share 0.01",
+        )
 
 
 @contextlib.contextmanager

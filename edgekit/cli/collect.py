@@ -68,7 +68,7 @@ def collect(
       edgekit device enroll pi-1 --target raspberry-pi-4 --sample-key keys/samples/samples.pub
       edgekit device command pi-1 collect --samples 100 --wait
       edgekit collect --model digits --since 7d --filter 'label.site == north'
-      edgekit calibrate --edge BUNDLE --cloud MODEL --data held-out.npz --unlabeled samples/digits-3f5a9c0d.npz
+      edgekit convert digits.keras --target raspberry-pi-4 --data samples/digits-3f5a9c0d.npz
     """
     settings = control_settings()
     if new_key:

@@ -18,7 +18,7 @@ from edgekit.tensors import Array
 
 PREFIX = "edgekit_"
 LOCAL, CLOUD = f"{PREFIX}local.", f"{PREFIX}cloud."
-ID, TIME = f"{PREFIX}id", f"{PREFIX}time"
+ID, TIME, REASON = f"{PREFIX}id", f"{PREFIX}time", f"{PREFIX}reason"
 _TEXTS = {
     ID: "id",
     f"{PREFIX}device": "device",
@@ -52,7 +52,7 @@ def table_of(samples: Sequence[Sample]) -> dict[str, Array]:
     table: dict[str, Array] = {
         name: np.array([getattr(one, field) for one in samples], np.str_) for name, field in _TEXTS.items()
     }
-    table[f"{PREFIX}reason"] = np.array([one.reason.value for one in samples], np.str_)
+    table[REASON] = np.array([one.reason.value for one in samples], np.str_)
     table[TIME] = np.array([one.at for one in samples], np.float64)
     scores = [np.nan if one.score is None else one.score for one in samples]
     table[f"{PREFIX}score"] = np.array(scores, np.float64)

@@ -21,7 +21,7 @@ from edgekit.bundle.manifest import ROLE_MODEL, ROLE_REPORT, file_entry, parse_m
 from edgekit.certificate.document import CERTIFICATE_NAME, parse_certificate
 from edgekit.certificate.scoring import score
 from edgekit.cli.main import edgekit
-from edgekit.errors import RefusedError
+from edgekit.errors import DataError, RefusedError
 from edgekit.registry.publishing import publish
 from edgekit.runtimes import open_runtime
 from edgekit.storage.stores import open_store
@@ -107,6 +107,19 @@ def test_what_is_certified_is_true_on_fresh_samples(folder, tmp_path, arguments,
     assert found[target] <= value if target == "regret" else found[target] >= value
     assert found["sent"] <= certificate.sent.upper < 0.9
     assert found["disagreement"] <= certificate.disagreement.upper < 0.3
+
+
+def test_samples_that_were_kept_because_they_are_hard_are_refused(folder, tmp_path) -> None:
+    """Devices keep unsure answers for retraining; a certificate on them would be wrong. Those kept by chance are fine."""
+    rows = samples(8000, seed=4, labels=False)
+    for name, kept in (("hard", ["random", "unsure"]), ("chance", ["random"] * 2)):
+        np.savez(tmp_path / f"{name}.npz", **rows, edgekit_reason=np.array(kept * 4000))
+    done = calibrate(folder, "--unlabeled", str(tmp_path / "hard.npz"), output=tmp_path / "out")
+    assert isinstance(done.exception, DataError)
+    assert "kept as unsure" in str(done.exception)
+    assert "--share" in done.exception.advice
+    assert not (tmp_path / "out").exists()
+    assert calibrate(folder, "--unlabeled", str(tmp_path / "chance.npz"), output=tmp_path / "out").exit_code == 0
 
 
 def test_a_target_beyond_the_cloud_is_refused_with_the_best_to_be_had(folder, tmp_path) -> None:
