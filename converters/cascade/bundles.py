@@ -177,7 +177,7 @@ def _check_by_chance(path: Path) -> None:
     if others := sorted(reasons - {SampleReason.RANDOM.value}):
         raise DataError(
             f"{path} holds samples that devices kept as {', '.join(others)}; a certificate needs those kept by chance",
-            advice="Collect with a share alone: edgekit device command ID collect --samples N --share 0.01",
+            advice="Let devices keep a share alone (collect = [], collect_share = 0.01), and collect into a new folder.",
         )
 
 
