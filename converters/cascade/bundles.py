@@ -177,7 +177,7 @@ def _check_by_chance(path: Path) -> None:
     if others := sorted(reasons - {SampleReason.RANDOM.value}):
         raise DataError(
             f"{path} holds samples that devices kept as {', '.join(others)}; a certificate needs those kept by chance",
-            advice="Let devices keep a share alone (collect = [], collect_share = 0.01), and collect into a new folder.",
+            advice="Let devices keep a share alone (collect = [], collect_share = 0.01); collect into a new folder.",
         )
 
 

@@ -110,7 +110,7 @@ def test_what_is_certified_is_true_on_fresh_samples(folder, tmp_path, arguments,
 
 
 def test_samples_that_were_kept_because_they_are_hard_are_refused(folder, tmp_path) -> None:
-    """Devices keep unsure answers for retraining; a certificate on them would be wrong. Those by chance are fine."""
+    """Devices keep unsure answers for retraining; a certificate on them is wrong, one on those by chance is fine."""
     rows = samples(8000, seed=4, labels=False)
     for name, kept in (("hard", ["random", "unsure"]), ("chance", ["random"] * 2)):
         np.savez(tmp_path / f"{name}.npz", **rows, edgekit_reason=np.array(kept * 4000))
