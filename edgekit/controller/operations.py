@@ -57,7 +57,7 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         consent, window: As `RolloutPlan`.
         canaries: The devices that come first, as a wave of their own, as a filter.
         approval: As `RolloutPlan`.
-        shadow, shadow_seconds: As `RolloutPlan`.
+        shadow, shadow_seconds, control: As `RolloutPlan`.
         gates: Gates, as people write them, for example ``outcome drop <= 0.02``.
     """
 
@@ -82,6 +82,7 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     window: Text = ""
     shadow: Annotated[int, Meta(ge=0, le=MAX_SHADOW)] = DEFAULTS.shadow
     shadow_seconds: Annotated[float, Meta(ge=1, le=MAX_SECONDS)] = DEFAULTS.shadow_seconds
+    control: Literal["previous", "cohort"] = "previous"
 
     @property
     def plan(self) -> RolloutPlan:
@@ -101,6 +102,7 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             window=self.window,
             shadow=self.shadow,
             shadow_seconds=self.shadow_seconds,
+            control=self.control,
         )
 
 

@@ -29,6 +29,8 @@ BETS = (0.08, 0.24, 0.6)
 CAPITAL = (0.07, 0.83, 0.10)  # shares of the bets
 SHARE_BETS = (0.5, 2.0, 8.0)  # for observations of one model, see `weigh_share`
 SHARE_CAPITAL = (0.4, 0.4, 0.2)
+BESIDE_BETS = (0.06, 0.18, 0.45)  # beside a control cohort: differences are twice as large, see `weigh_beside`
+STEPS = 17  # differences from -2 to 2, in steps of a quarter
 MAX_LOG = 300.0
 
 Counts = npt.NDArray[Any]
@@ -57,6 +59,24 @@ def weigh(worse: Counts, equal: Counts, better: Counts, margin: float = 0.0) -> 
     plain = _is_plain(counts[0] - counts[2], counts[0] + counts[1] + counts[2], margin)
     bets = [bet / (1 + margin) for bet in BETS]
     factors = [[np.log1p(bet * (difference - margin)) for difference in (1.0, 0.0, -1.0)] for bet in bets]
+    return _merged(counts, factors, CAPITAL, plain)
+
+
+def weigh_beside(steps: Counts, worse: Counts, equal: Counts, better: Counts, margin: float = 0.0) -> Evidence:
+    """As `weigh`, where the change of a control cohort is subtracted from the difference of a pair.
+
+    Args:
+        steps: Comparisons of each device by that difference, from -2 to 2 in steps of a quarter, (STEPS, ..., devices).
+        worse, equal, better: Pairs of each device that were made without a control cohort, (..., devices).
+        margin: As for `weigh`.
+    """
+    beside = np.asarray(steps)
+    counts = (*beside, np.asarray(worse), np.asarray(equal), np.asarray(better))
+    differences = [*(step / 4 - 2.0 for step in range(STEPS)), 1.0, 0.0, -1.0]
+    excess = np.add.reduce([count * one for count, one in zip(counts, differences, strict=True)])
+    plain = _is_plain(excess, np.add.reduce(counts), margin)
+    bets = [bet / (1 + margin) for bet in BESIDE_BETS]
+    factors = [[float(np.log1p(bet * (difference - margin))) for difference in differences] for bet in bets]
     return _merged(counts, factors, CAPITAL, plain)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgekit.mqtt.messages import Behaviour
+from edgekit.mqtt.messages import Behaviour, Running
 from edgekit.rollout.gate_pairs import Pairs
 
 _NOTHING = Behaviour()
@@ -35,19 +35,70 @@ class Counted(msgspec.Struct, frozen=True, omit_defaults=True):
         return Counted(Behaviour(**counts, slower=slower), reported)
 
 
+class Beside(msgspec.Struct, frozen=True, array_like=True):
+    """What a device has brought to one gate that compares with a control cohort, see `control_cohort`.
+
+    Attributes:
+        control: Its pairs as a device of the control cohort: before the rollout, and beside the new model's devices.
+        own: Its pairs of the new model: before the rollout, and now.
+        steps: Number of its comparisons by the difference, from -2 to 2 in steps of a quarter; empty for none.
+        taken_good, taken: Good observations, and all, of `Observed.fresh` that are in a pair.
+    """
+
+    control: Pairs = Pairs()
+    own: Pairs = Pairs()
+    steps: tuple[int, ...] = ()
+    taken_good: int = 0
+    taken: int = 0
+
+
 class Observed(msgspec.Struct, frozen=True, omit_defaults=True):
     """The counts and pairs that a device of a rollout with gates has reported.
 
     Attributes:
         previous: Digest of the model before; empty while it is not known.
         baseline, candidate: Counts of the previous model and of the new one.
-        pairs: Pairs by the text of the gate.
+        pairs: Pairs by the text of the gate. With a control cohort, those that were made without it.
+        history: Counts of the previous model when the rollout saw the device first; None without a control cohort.
+        fresh: What its last report added to the counts of one model, as far as it is not older than an hour.
+        fresh_of: Digest of that model.
+        fresh_at: When its counts changed last, in wall clock seconds.
+        beside: Comparisons with the control cohort by the text of the gate.
     """
 
     previous: str = ""
     baseline: Counted = Counted()
     candidate: Counted = Counted()
     pairs: dict[str, Pairs] = {}
+    history: Behaviour | None = None
+    fresh: Behaviour = _NOTHING
+    fresh_of: str = ""
+    fresh_at: float = 0.0
+    beside: dict[str, Beside] = {}
+
+    def after(self, running: Running, candidate: str) -> Observed:
+        """What is known after a report; `candidate` is the digest of the new model."""
+        previous = self.previous or _previous(running, candidate)
+        reported = running.behaviour
+        baseline = self.baseline.after(reported[previous]) if previous in reported else self.baseline
+        new = self.candidate.after(reported[candidate]) if candidate in reported else self.candidate
+        return msgspec.structs.replace(self, previous=previous, baseline=baseline, candidate=new)
+
+
+def added(before: Behaviour, after: Behaviour) -> Behaviour:
+    """The counts that came to `before`."""
+    names = [name for name in Behaviour.__struct_fields__ if name != "slower"]
+    counts = {name: getattr(after, name) - getattr(before, name) for name in names}
+    slower = zip(_padded(after, len(after.slower)), _padded(before, len(after.slower)), strict=True)
+    return Behaviour(**counts, slower=tuple(new - old for new, old in slower))
+
+
+def _previous(running: Running, candidate: str) -> str:
+    """The digest of the model before: what runs now, or after the switch what ran last."""
+    if running.digest and running.digest != candidate:
+        return running.digest
+    others = [digest for digest in running.behaviour if digest != candidate]
+    return others[-1] if others else ""
 
 
 def _padded(behaviour: Behaviour, width: int) -> tuple[int, ...]:

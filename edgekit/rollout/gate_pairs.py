@@ -37,6 +37,11 @@ class Pairs(msgspec.Struct, frozen=True, array_like=True):
         """Number of pairs."""
         return self.worse + self.equal + self.better
 
+    def plus(self, more: Pairs) -> Pairs:
+        """These pairs and more of them."""
+        sums = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(more), strict=True)
+        return Pairs(*(before + new for before, new in sums))
+
 
 def paired(pairs: Pairs, baseline: tuple[int, int], candidate: tuple[int, int], seed: str) -> Pairs:
     """Make pairs of the observations that are in none yet.
@@ -50,21 +55,28 @@ def paired(pairs: Pairs, baseline: tuple[int, int], candidate: tuple[int, int], 
     room = min(baseline[1] - count, candidate[1] - count, MAX_PAIRS - count, MAX_DRAWN)
     if room <= 0:
         return pairs
-    draws = _draws(f"{seed}/{count}", 3 * room)
-    before = _drawn(baseline[0] - pairs.baseline_good, baseline[1] - count, room, draws)
-    after = _drawn(candidate[0] - pairs.candidate_good, candidate[1] - count, room, draws)
-    worse = _drawn(room - after, room, before, draws)  # how many good ones of before meet a bad one
+    draws = draws_of(f"{seed}/{count}", 3 * room)
+    before = (baseline[0] - pairs.baseline_good, baseline[1] - count)
+    after = (candidate[0] - pairs.candidate_good, candidate[1] - count)
+    return pairs.plus(draw_pairs(room, before, after, draws))
+
+
+def draw_pairs(count: int, baseline: tuple[int, int], candidate: tuple[int, int], draws: Iterator[float]) -> Pairs:
+    """Pairs of observations that are drawn without putting back.
+
+    Args:
+        count: Number of pairs; no more than the observations of either model.
+        baseline, candidate: Good observations, and all observations, of each model.
+        draws: At least three for each pair.
+    """
+    before = drawn(*baseline, count, draws)
+    after = drawn(*candidate, count, draws)
+    worse = drawn(count - after, count, before, draws)  # how many good ones of before meet a bad one
     better = after - before + worse
-    return Pairs(
-        pairs.worse + worse,
-        pairs.equal + room - worse - better,
-        pairs.better + better,
-        pairs.baseline_good + before,
-        pairs.candidate_good + after,
-    )
+    return Pairs(worse, count - worse - better, better, before, after)
 
 
-def _drawn(good: int, total: int, count: int, draws: Iterator[float]) -> int:
+def drawn(good: int, total: int, count: int, draws: Iterator[float]) -> int:
     """Good ones among `count` that are drawn from `total` without putting back. A device may report contradictions."""
     found = 0
     good = min(max(0, good), total)
@@ -75,7 +87,7 @@ def _drawn(good: int, total: int, count: int, draws: Iterator[float]) -> int:
     return found
 
 
-def _draws(seed: str, count: int) -> Iterator[float]:
+def draws_of(seed: str, count: int) -> Iterator[float]:
     """Numbers from 0 to less than 1 that follow from the seed."""
     data = hashlib.shake_256(seed.encode()).digest(4 * count)
     return (int.from_bytes(data[at : at + 4], "big") / 2**32 for at in range(0, len(data), 4))

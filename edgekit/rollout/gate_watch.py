@@ -8,11 +8,28 @@ import msgspec
 import numpy as np
 
 from edgekit.mqtt.messages import Running, Shadow
-from edgekit.rollout.gate_evidence import LIMIT, weigh, weigh_share
-from edgekit.rollout.gate_observed import Observed
+from edgekit.rollout.gate_evidence import LIMIT, STEPS, Evidence, weigh, weigh_beside, weigh_share
+from edgekit.rollout.gate_observed import Beside, Observed
 from edgekit.rollout.gate_pairs import Pairs, paired
 from edgekit.rollout.gates import AGREEMENT, Gate
+from edgekit.rollout.plan import COHORT
 from edgekit.rollout.values import DeviceProgress, Rollout
+
+
+class ControlView(msgspec.Struct, frozen=True):
+    """The control cohort of a gate: devices that run the old version in the same hours.
+
+    Attributes:
+        pairs, devices: Number of its pairs, and of the devices that they come from.
+        baseline, candidate: Shares in its pairs, before the rollout and in the same hours as the new model's.
+        alone: Number of the gate's pairs that were made without it, after it had become too small.
+    """
+
+    pairs: int
+    devices: int
+    baseline: float
+    candidate: float
+    alone: int
 
 
 class GateView(msgspec.Struct, frozen=True):
@@ -26,6 +43,7 @@ class GateView(msgspec.Struct, frozen=True):
         dropped: Number of devices that do not count, because they are plainly worse than the others.
         failed: True if the evidence reaches the limit.
         accepted: True if an operator resumed the rollout after the gate had failed; it stops nothing any more.
+        control: The control cohort; None where the plan asks for none.
     """
 
     gate: str
@@ -38,6 +56,7 @@ class GateView(msgspec.Struct, frozen=True):
     dropped: int
     failed: bool
     accepted: bool
+    control: ControlView | None = None
 
 
 def observe(progress: DeviceProgress, running: Running | None, gates: tuple[Gate, ...], seed: str) -> DeviceProgress:
@@ -52,16 +71,7 @@ def observe(progress: DeviceProgress, running: Running | None, gates: tuple[Gate
     if running is None or not gates or not progress.digest or not running.behaviour:
         return progress
     before = progress.observed or Observed()
-    previous = before.previous or _previous(running, progress.digest)
-    reported = running.behaviour
-    after = msgspec.structs.replace(
-        before,
-        previous=previous,
-        baseline=before.baseline.after(reported[previous]) if previous in reported else before.baseline,
-        candidate=before.candidate.after(reported[progress.digest])
-        if progress.digest in reported
-        else before.candidate,
-    )
+    after = before.after(running, progress.digest)
     pairs = {
         gate.text: paired(
             before.pairs.get(gate.text, Pairs()),
@@ -79,7 +89,9 @@ def gate_views(rollout: Rollout) -> list[GateView]:
     """The present evidence of each gate of a rollout."""
     devices = list(rollout.devices.values())
     limit = LIMIT * len(rollout.plan.gates)  # several gates share the false stops that one may have
-    return [_view(gate, devices, limit, accepted=gate.text in rollout.accepted_gates) for gate in rollout.plan.gates]
+    beside = rollout.plan.control == COHORT
+    accepted = rollout.accepted_gates
+    return [_view(gate, devices, limit, accepted=gate.text in accepted, beside=beside) for gate in rollout.plan.gates]
 
 
 def failed_gate(rollout: Rollout) -> str:
@@ -90,27 +102,39 @@ def failed_gate(rollout: Rollout) -> str:
         view = views.get(gate.text)
         if view is not None and not view.accepted:
             word = "fell" if gate.falls else "rose"
-            moved = f"{gate.shown} {word} from {view.baseline:.1%} to {view.candidate:.1%} ({view.pairs} pairs"
+            moved, unit = f"{gate.shown} {word} from {view.baseline:.1%} to {view.candidate:.1%}", "pairs"
             if gate.metric == AGREEMENT:
-                moved = f"{view.candidate:.1%} of the {gate.shown} ({view.pairs} inputs"
+                moved, unit = f"{view.candidate:.1%} of the {gate.shown}", "inputs"
+            moved += control_text(view.control) if view.control is not None else ""
             reasons.append(
-                f"gate '{gate.text}': {moved} of {view.devices} devices, "
+                f"gate '{gate.text}': {moved} ({view.pairs} {unit} of {view.devices} devices, "
                 f"evidence {view.evidence:.0f} of {view.limit:.0f})"
             )
     return "; ".join(reasons)
 
 
-def _view(gate: Gate, devices: Sequence[DeviceProgress], limit: float, *, accepted: bool) -> GateView:
-    pairs = [_pairs(gate, one) for one in devices if one.assigned_at]
-    counts = np.array([(one.worse, one.equal, one.better) for one in pairs], np.int64).reshape(-1, 3).T
-    if gate.metric == AGREEMENT:
-        evidence = weigh_share(counts[0], counts[1], gate.margin)
-    else:
-        evidence = weigh(counts[0], counts[1], counts[2], gate.margin)
-    total = sum(one.count for one in pairs)
-    good = [sum(one.baseline_good for one in pairs), sum(one.candidate_good for one in pairs)]
-    shares = [(count if gate.falls else total - count) / total if total else 0.0 for count in good]
+def control_text(control: ControlView) -> str:
+    """The control cohort for people, after what a gate found in the devices with the new model."""
+    alone = f", {control.alone} pairs without a control cohort" if control.alone else ""
+    if not control.pairs:
+        return alone
+    moved = f"{control.baseline:.1%} before and {control.candidate:.1%} now in the control cohort"
+    return f", {moved} of {control.devices} devices{alone}"
+
+
+def _view(gate: Gate, devices: Sequence[DeviceProgress], limit: float, *, accepted: bool, beside: bool) -> GateView:
+    beside = beside and gate.metric != AGREEMENT
+    assigned = [one for one in devices if one.assigned_at]
+    alone = [_pairs(gate, one) for one in assigned]
+    pairs = [one.plus(_beside(gate, progress).own) for one, progress in zip(alone, assigned, strict=True)]
+    evidence = _weighed(gate, assigned, alone, beside=beside)
+    total, shares = _shares(gate, pairs)
     value = round(float(evidence.value), 6)
+    control = None
+    if beside:
+        others = [_beside(gate, one).control for one in devices]
+        count, changed = _shares(gate, others)
+        control = ControlView(count, sum(one.count > 0 for one in others), *changed, sum(one.count for one in alone))
     return GateView(
         gate=gate.text,
         evidence=value,
@@ -122,7 +146,36 @@ def _view(gate: Gate, devices: Sequence[DeviceProgress], limit: float, *, accept
         dropped=int(evidence.dropped),
         failed=value >= limit,
         accepted=accepted,
+        control=control,
     )
+
+
+def _weighed(gate: Gate, assigned: Sequence[DeviceProgress], pairs: Sequence[Pairs], *, beside: bool) -> Evidence:
+    """The evidence of devices that have the assignment; `pairs` are those without a control cohort beside them."""
+    counts = np.array([(one.worse, one.equal, one.better) for one in pairs], np.int64).reshape(-1, 3).T
+    if gate.metric == AGREEMENT:
+        return weigh_share(counts[0], counts[1], gate.margin)
+    if not beside:
+        return weigh(counts[0], counts[1], counts[2], gate.margin)
+    steps = [_beside(gate, one).steps or (0,) * STEPS for one in assigned]
+    return weigh_beside(np.array(steps, np.int64).reshape(-1, STEPS).T, counts[0], counts[1], counts[2], gate.margin)
+
+
+def _shares(gate: Gate, pairs: Sequence[Pairs]) -> tuple[int, tuple[float, float]]:
+    """Number of all pairs, and the share of each model in them that is shown."""
+    total = sum(one.count for one in pairs)
+    before, after = sum(one.baseline_good for one in pairs), sum(one.candidate_good for one in pairs)
+    if not total:
+        return 0, (0.0, 0.0)
+    return total, (_share(gate, before, total), _share(gate, after, total))
+
+
+def _share(gate: Gate, good: int, total: int) -> float:
+    return (good if gate.falls else total - good) / total
+
+
+def _beside(gate: Gate, progress: DeviceProgress) -> Beside:
+    return progress.observed.beside.get(gate.text, Beside()) if progress.observed else Beside()
 
 
 def _pairs(gate: Gate, progress: DeviceProgress) -> Pairs:
@@ -132,11 +185,3 @@ def _pairs(gate: Gate, progress: DeviceProgress) -> Pairs:
     shadow = progress.shadow or Shadow("")
     agreed = shadow.compared - shadow.differed
     return Pairs(shadow.differed, agreed, 0, shadow.compared, agreed)
-
-
-def _previous(running: Running, candidate: str) -> str:
-    """The digest of the model before: what runs now, or after the switch what ran last."""
-    if running.digest and running.digest != candidate:
-        return running.digest
-    others = [digest for digest in running.behaviour if digest != candidate]
-    return others[-1] if others else ""

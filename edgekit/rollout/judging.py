@@ -40,6 +40,7 @@ def judge(progress: DeviceProgress, status: DeviceStatus, now: float) -> DeviceP
             chosen=progress.chosen if status.chosen is None else status.chosen,
             can_shadow=progress.can_shadow or status.can_shadow,
             old_shadow=_old_shadow(status.running),
+            observed=progress.observed if progress.digest == status.digest else None,
         )
     if _runs(progress, status):
         return changed(progress, DeviceState.SUCCEEDED, now, excused=False)

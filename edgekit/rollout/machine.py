@@ -19,9 +19,10 @@ import msgspec
 
 from edgekit.errors import RefusedError
 from edgekit.rollout.cohort import wave_order
+from edgekit.rollout.control_cohort import MIN_CONTROLS, compare, controls, heard
 from edgekit.rollout.gate_watch import failed_gate, gate_views, observe
 from edgekit.rollout.judging import after_deadline, changed, deadline, judge, judge_late, restarted, retried
-from edgekit.rollout.plan import BEFORE_WAVES, RETURN
+from edgekit.rollout.plan import BEFORE_WAVES, COHORT, RETURN
 from edgekit.rollout.shadowing import agreement_gate, compared, let_go, nothing_compared, own_failure
 from edgekit.rollout.values import (
     IN_FLIGHT,
@@ -260,13 +261,17 @@ def _with_reports(
     rollout: Rollout, event: Surveyed, now: float
 ) -> tuple[dict[str, DeviceProgress], tuple[Effect, ...]]:
     """The devices after their reports; those whose own comparison fails get their earlier assignment back."""
-    devices = dict(rollout.devices)
+    devices, beside = dict(rollout.devices), rollout.plan.control == COHORT
     for name, status in event.devices.items():
         before = devices.get(name, DeviceProgress(DeviceState.SKIPPED))
         after = judge(before, status, now)
-        if before.state not in UNASSIGNED:
+        if beside:
+            after = heard(after, status.running, now)
+        elif before.state not in UNASSIGNED:
             after = observe(after, status.running, rollout.plan.gates, f"{rollout.id}/{name}")
         devices[name] = compared(after, status.running)
+    if beside:
+        devices = compare(devices, rollout.plan.gates, str(rollout.id), now, without=rollout.without_control)
     members = sum(one.state not in OUTSIDE for one in devices.values())
     reverts = []
     for name in event.devices:
@@ -309,8 +314,20 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
         devices[name] = msgspec.structs.replace(
             devices[name], state=told, assigned_at=now, at=now, wave=wave, shadowing=compares
         )
-    settled = msgspec.structs.replace(rollout, wave=wave, devices=devices)
+    settled = _with_control(msgspec.structs.replace(rollout, wave=wave, devices=devices), now)
     return _ended(settled, tuple(Assign(name) for name in (*ready, *chosen)), now)
+
+
+def _with_control(rollout: Rollout, now: float) -> Rollout:
+    """Note once, as a decision, that too few devices are left as the control cohort that the plan asks for."""
+    left = controls(rollout.devices)
+    if rollout.plan.control != COHORT or rollout.without_control or left >= MIN_CONTROLS:
+        return rollout
+    reason = (
+        f"gates have no control cohort from wave {rollout.wave + 1} on: {left} of the devices still run the old "
+        f"version, at least {MIN_CONTROLS} must; each device is compared with its own earlier answers alone"
+    )
+    return msgspec.structs.replace(decided(rollout, RolloutState.RUNNING, now, reason=reason), without_control=True)
 
 
 def _next_devices(rollout: Rollout, pending: list[str], room: int) -> list[str]:

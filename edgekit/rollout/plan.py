@@ -45,6 +45,7 @@ _COMMA = re.compile(r"""\([^)]*\)|'[^']*'|"[^"]*"|(,)""")
 _FILTER = re.compile(r"[=!<>(]|\bin\b|^(?:online|offline|waiting)$")
 PAUSE, RETURN = "pause", "return"
 AT_START, BEFORE_WAVES = "start", "waves"
+PREVIOUS, COHORT = "previous", "cohort"
 MAX_SHADOW = 1_000_000  # inputs of one device
 DEFAULT_WAVES = (Wave(share=0.1), Wave(share=0.5), Wave(share=1.0))
 
@@ -73,6 +74,8 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         shadow: Each device compares the new model with its active one on this many of its own inputs before it
             activates it; 0 for none.
         shadow_seconds: Longest time of this comparison on a device.
+        control: What gates compare the new model with, but ``agreement``: ``previous``, the device's own previous one,
+            or ``cohort``: the change since then is compared with that of devices which still run the old version.
     """
 
     waves: tuple[Wave, ...] = DEFAULT_WAVES
@@ -90,6 +93,7 @@ class RolloutPlan(msgspec.Struct, frozen=True):
     window: str = ""
     shadow: int = 0
     shadow_seconds: float = 86_400.0
+    control: str = PREVIOUS
 
     def __post_init__(self) -> None:
         faults = []
@@ -125,6 +129,7 @@ class RolloutPlan(msgspec.Struct, frozen=True):
             faults.append(f"on_failure is {self.on_failure!r}, expected {PAUSE} or {RETURN}")
         if self.approval not in ("", AT_START, BEFORE_WAVES):
             faults.append(f"approval is {self.approval!r}, expected {AT_START} or {BEFORE_WAVES}")
+        faults.append(self._control_fault())
         try:
             parse_hours(self.window, "maintenance windows")
         except ValueError as error:
@@ -134,6 +139,15 @@ class RolloutPlan(msgspec.Struct, frozen=True):
             faults.append(f"there may be at most {MAX_GATES} gates, each of another kind")
         if faults := [fault for fault in faults if fault]:
             raise SettingsError("the rollout plan is not valid: " + "; ".join(faults))
+
+    def _control_fault(self) -> str:
+        if self.control not in (PREVIOUS, COHORT):
+            return f"control is {self.control!r}, expected {PREVIOUS} or {COHORT}"
+        if self.control == COHORT and not any(gate.metric != AGREEMENT for gate in self.gates):
+            return "a control cohort needs a gate, for example --gate outcome"
+        if self.control == COHORT and len(self.waves) == 1 and self.canaries is None:
+            return "a control cohort needs a wave before that of 100%: devices of later waves are the cohort"
+        return ""
 
     def check_size(self, devices: int) -> None:
         """Check that the waves rise for a fleet of this size, where shares and counts are mixed.

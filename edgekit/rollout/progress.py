@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from edgekit.rollout.gate_watch import GateView
+from edgekit.rollout.gate_watch import GateView, control_text
 from edgekit.rollout.gates import AGREEMENT
 from edgekit.rollout.plan import RolloutPlan
 from edgekit.rollout.values import OUTSIDE, DeviceProgress, DeviceState, Rollout, RolloutState
@@ -60,10 +60,14 @@ def gate_text(view: GateView) -> str:
     is_agreement = view.gate.startswith(AGREEMENT)
     if not view.pairs:
         found = "has compared an input yet" if is_agreement else "has reported observations of both models yet"
+        if view.control is not None:
+            found = "with the new model could be compared with a control cohort yet, which needs five that report"
         return f"gate '{view.gate}': no device {found}"
     verdict = "accepted by an operator" if view.failed and view.accepted else "failed" if view.failed else "open"
     apart = f", {count_of_devices(view.dropped)} set apart" if view.dropped else ""
     moved = f"{view.baseline:.1%} before, {view.candidate:.1%} now, {view.pairs} pairs"
+    if view.control is not None:
+        moved += control_text(view.control)
     if is_agreement:
         moved = f"{view.candidate:.1%} of the answers agree, {view.pairs} inputs"
     return (

@@ -143,6 +143,7 @@ class Rollout(msgspec.Struct, frozen=True):
         devices: Progress by device name.
         decisions: Its last changes of state, oldest first.
         fault: Why its stored state cannot be read; empty if it can. Such a rollout can only be aborted.
+        without_control: True once the control cohort that the plan asks for has become too small.
     """
 
     id: int
@@ -160,6 +161,7 @@ class Rollout(msgspec.Struct, frozen=True):
     awaits_approval: bool = False
     accepted_gates: tuple[str, ...] = ()
     fault: str = ""
+    without_control: bool = False
 
     def counts(self) -> dict[str, int]:
         """Number of devices by state, with zeros."""

@@ -12,7 +12,17 @@ from edgekit.cli.common.console import usage
 from edgekit.cli.common.numbers import Number, Seconds, Whole
 from edgekit.cli.common.selection import parse_cohort
 from edgekit.rollout.gates import parse_gate
-from edgekit.rollout.plan import AT_START, BEFORE_WAVES, MAX_SHADOW, PAUSE, RETURN, RolloutPlan, parse_waves
+from edgekit.rollout.plan import (
+    AT_START,
+    BEFORE_WAVES,
+    COHORT,
+    MAX_SHADOW,
+    PAUSE,
+    PREVIOUS,
+    RETURN,
+    RolloutPlan,
+    parse_waves,
+)
 
 DEFAULTS = RolloutPlan()
 _OPTIONS = (
@@ -91,6 +101,14 @@ _OPTIONS = (
         "activates it, when fewer answers of --shadow agree (may be repeated).",
     ),
     click.option(
+        "--control",
+        type=click.Choice([PREVIOUS, COHORT]),
+        default=DEFAULTS.control,
+        show_default=True,
+        help="What gates compare with: each device's previous model, or also the devices of later waves, which run the "
+        "old version in the same hours. Then a change of the whole fleet stops no rollout, and hides no worse model.",
+    ),
+    click.option(
         "--shadow",
         type=Whole(min=0, max=MAX_SHADOW),
         default=DEFAULTS.shadow,
@@ -140,6 +158,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 gates=tuple(parse_gate(gate) for gate in values.pop("gates")),
                 soak_seconds=values.pop("soak"),
                 on_failure=values.pop("on_failure"),
+                control=values.pop("control"),
                 shadow=values.pop("shadow"),
                 shadow_seconds=values.pop("shadow_for"),
                 consent=values.pop("consent"),

@@ -48,7 +48,7 @@ MAX_ESTIMATED = 500  # devices up to which a page reads all of them to estimate 
 
 _NAMES = ("model", "version", "filter", "downgrade", "waves", "success_threshold", "error_threshold", "min_failures",
           "device_deadline_seconds", "max_wait_seconds", "gates", "soak_seconds", "on_failure",
-          "canaries", "approval", "shadow", "shadow_seconds")  # fmt: skip
+          "canaries", "approval", "shadow", "shadow_seconds", "control")  # fmt: skip
 _OPTIONAL = ("gates", "canaries", "approval")
 _FIELDS = (
     ("waves", "Waves", "Sizes counted from the start, as shares or numbers of devices; the last one is 100%."),
@@ -65,6 +65,11 @@ _FIELDS = (
         "gates",
         "Gates (optional)",
         "Stops where the new model is worse: outcome, errors, fallback, latency 50ms, agreement:0.95 (needs shadow).",
+    ),
+    (
+        "control",
+        "Gates compare with",
+        "previous: each device's previous model; cohort: also devices of later waves, which run the old version.",
     ),
     ("soak_seconds", "Soak in seconds", "Each wave is watched for so long after its devices have succeeded."),
     (
@@ -312,6 +317,7 @@ def _command(request: RolloutRequest) -> str:
     words += [word for gate in request.gates for word in ("--gate", gate)]
     words += ["--canaries", request.canaries] if request.canaries else []
     words += ["--approval", request.approval] if request.approval else []
+    words += ["--control", request.control] if request.control != DEFAULTS.control else []
     words += ["--soak", f"{request.soak_seconds:g}"] if request.soak_seconds else []
     words += ["--shadow", str(request.shadow)] if request.shadow else []
     differs = request.shadow_seconds != DEFAULTS.shadow_seconds

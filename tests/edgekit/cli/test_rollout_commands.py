@@ -172,6 +172,21 @@ def test_gates_are_options_and_their_evidence_is_shown(shell: Shell) -> None:
     assert (first["pairs"], first["evidence"], second["gate"]) == (0, 1.0, "latency 50ms rise <= 0.1")
 
 
+def test_a_control_cohort_is_an_option_of_gates(shell: Shell) -> None:
+    """Without a gate it is wrong usage; a fleet that is too small for it says so."""
+    enroll(shell, "pi-1")
+    _, err = shell("edgekit rollout start digits 2.0.0 --control cohort", expect=2)
+    assert "a control cohort needs a gate" in err
+    _, err = shell("edgekit rollout start digits 2.0.0 --gate outcome --control cohort --waves 100%", expect=2)
+    assert "needs a wave before that of 100%" in err
+    shell("edgekit rollout start digits 2.0.0 --gate outcome --control cohort --soak 2h")
+    survey(shell)
+    out, _ = shell("edgekit rollout status")
+    assert "no control cohort from wave 1 on: 0 of the devices still run the old version" in out
+    (gate,) = shell.json("edgekit rollout status --json")["gates"]
+    assert gate["control"] == {"pairs": 0, "devices": 0, "baseline": 0.0, "candidate": 0.0, "alone": 0}
+
+
 def test_a_rollout_that_returns_devices_asks_whether_they_can_return(shell: Shell) -> None:
     """The version that is assigned now must be one that its publisher allows to go back to."""
     enroll(shell, "pi-1")

@@ -7,6 +7,7 @@ from edgekit.controller import rollouts
 from edgekit.mqtt.messages import Behaviour, Running
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device as Enrolled
+from edgekit.rollout.gate_watch import gate_views
 from edgekit.rollout.gates import parse_gate
 from edgekit.rollout.plan import Wave
 from edgekit.rollout.values import Aborted, RolloutState
@@ -73,6 +74,45 @@ async def test_a_lying_device_stops_nothing(tmp_path):
             await behave(device, **{old: GOOD, new: GOOD})
         await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         assert side.rollout().devices["pi-0"].observed is not None
+
+
+async def test_a_control_cohort_separates_a_worse_world_from_a_worse_model(tmp_path):
+    """Good outcomes fall on all devices: the rollout goes on. They fall further with the new model: it stops."""
+    async with ControlSide(tmp_path) as side:
+        old, new = side.publish("digits", "1.0.0"), side.publish("digits", "1.1.0")
+        devices = {f"pi-{number}": await side.device(f"pi-{number}") for number in range(8)}
+        side.start("digits", "1.0.0")
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
+        counts = {name: {old: Behaviour(requests=400, outcomes=400, good=380)} for name in devices}
+        waves = (Wave(count=2), Wave(share=1.0))
+        side.start("digits", "1.1.0", waves=waves, gates=GATES, soak_seconds=3600.0, control="cohort")
+        await side.until(lambda: side.rollout().counts()["SUCCEEDED"] == 2)
+        for name, device in devices.items():
+            await behave(device, **counts[name])
+        await side.until(lambda: all(one.observed for one in side.rollout().devices.values()))
+        first = {name for name, one in side.rollout().devices.items() if one.assigned_at}
+
+        async def answer(good_of_new):
+            """Every device reports 40 answers more; those of the old version are good in half of the cases."""
+            for name, device in devices.items():
+                digest, good = (new, good_of_new) if name in first else (old, 20)
+                before = counts[name].get(digest, Behaviour())
+                sums = [before.requests + 40, before.outcomes + 40, before.good + good]
+                counts[name][digest] = Behaviour(requests=sums[0], outcomes=sums[1], good=sums[2])
+                await behave(device, **counts[name])
+
+        def compared():
+            return sum(view.pairs for view in gate_views(side.rollout()))
+
+        await answer(20)
+        await answer(20)
+        await side.until(lambda: compared() >= 80)
+        assert side.rollout().state is RolloutState.RUNNING
+        for pairs in (160, 240):
+            await answer(2)
+            await side.until(lambda most=pairs: compared() >= most or side.rollout().reason)
+        await side.until(lambda: side.rollout().state is RolloutState.PAUSED)
+        assert "now in the control cohort of 6 devices" in side.rollout().reason
 
 
 async def test_the_reports_of_a_real_agent_have_what_gates_compare(tmp_path):
