@@ -25,6 +25,7 @@ PATHS = (
     "/devices/pi-0001",
     "/rollouts",
     "/rollouts/1",
+    "/rollouts/new?step=4&model=digits&version=1.1.0",
     "/alarms",
     "/audit",
     "/releases",

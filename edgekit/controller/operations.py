@@ -283,15 +283,15 @@ class Operations:
 
     def _planned(self, request: RolloutRequest) -> tuple[Planned, dict[str, Entry], Cohort]:
         plan, cohort = request.plan, self.cohort(request.filter, request.targets, request.labels)
-        members = self.state.devices.views(self.now, self.state.offline_after_seconds, cohort=cohort)
-        if not members:
+        selected = self.state.select(cohort, self.now)
+        if not selected.count():
             raise self.state.nobody(cohort)
         if request.canaries:
             plan = msgspec.structs.replace(plan, canaries=self.cohort(request.canaries))
-        plan = with_chosen(self.state, plan, members, self.now)
+        plan = with_chosen(self.state, plan, selected, self.now)
         with self._registry_lock:
             self._reader.refresh()
             planned, entries = plan_rollout(
-                self._reader, members, request.model, request.version, plan=plan, downgrade=request.downgrade
+                self._reader, selected, request.model, request.version, plan=plan, downgrade=request.downgrade
             )
         return planned, entries, cohort

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -19,7 +19,7 @@ from edgekit.rollout.unproven import Unproven, unproven
 from edgekit.trust.assignment import Entry
 
 if TYPE_CHECKING:
-    from edgekit.state import DeviceView, FleetState
+    from edgekit.state import DeviceKind, FleetState, SelectedDevices
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -61,18 +61,18 @@ class Planned(msgspec.Struct, frozen=True):
 
 def plan_rollout(
     reader: RegistryReader,
-    members: Sequence[DeviceView],
+    selected: SelectedDevices,
     name: str,
     version: str,
     *,
     plan: RolloutPlan,
     downgrade: bool = False,
 ) -> tuple[Planned, dict[str, Entry]]:
-    """Plan a rollout.
+    """Plan a rollout. Devices that report the same are judged once.
 
     Args:
         reader: The registry, refreshed.
-        members: The devices that the rollout selects.
+        selected: The devices that the rollout selects.
         name, version: What to roll out.
         plan: Waves and thresholds.
         downgrade: The operator asks for a downgrade, where the publisher allows it.
@@ -87,43 +87,87 @@ def plan_rollout(
             comparisons, which no device can make.
     """
     if plan.on_failure == RETURN:
-        _check_return(reader, members, name, version)
-    releases, missing = _bundles(reader, members, name, version)
-    plan.check_size(sum(device.target in releases for device in members))
+        _check_return(reader, selected.assigned(name), name, version)
+    kinds = selected.kinds(name)
+    releases, missing = _bundles(reader, kinds, name, version)
+    members = {str(index): kind for index, kind in enumerate(kinds) if kind.target in releases}
+    devices = sum(kind.count for kind in members.values())
+    plan.check_size(devices)
     entries = {
         target: msgspec.structs.replace(release.entry, downgrade=downgrade) for target, release in releases.items()
     }
-    unable = _unable(plan, [one for one in members if one.target in entries])
-    planned = Planned(
-        devices=sum(device.target in entries for device in members),
-        skipped=missing,
-        digests={target: entry.sha256 for target, entry in entries.items()},
+    judged = _Judged(
         too_old=_too_old(releases, members),
-        refusals=_refusals(name, releases, entries, members),
-        plan=plan,
-        ignoring=ignoring(plan_needs(plan), {one.device: one.edgekit for one in members if one.target in entries}),
-        unable=unable,
+        refusals=_refusals(releases, entries, members),
+        ignoring=ignoring(plan_needs(plan), {key: one.edgekit for key, one in members.items()}),
+        unable=_unable(plan, members, devices),
         unproven=tuple(_unproven(releases, members)),
     )
-    return planned, entries
+    digests = {target: entry.sha256 for target, entry in entries.items()}
+    planned = Planned(devices, missing, digests, {}, {}, plan)
+    return _named(planned, judged, members, selected), entries
 
 
-def with_chosen(state: FleetState, plan: RolloutPlan, members: Sequence[DeviceView], now: float) -> RolloutPlan:
+class _Judged(NamedTuple):
+    """As in `Planned`, with keys of kinds of devices for their names."""
+
+    too_old: dict[str, TooOld]
+    refusals: dict[str, str]
+    ignoring: Ignoring | None
+    unable: tuple[str, ...]
+    unproven: tuple[Unproven, ...]
+
+    @property
+    def keys(self) -> set[str]:
+        """The kinds that something is wrong with."""
+        old = (key for one in self.too_old.values() for key in one.devices)
+        ignoring = self.ignoring.devices if self.ignoring else ()
+        return {*old, *self.refusals, *ignoring, *self.unable, *(key for one in self.unproven for key in one.devices)}
+
+
+def _named(planned: Planned, judged: _Judged, members: Mapping[str, DeviceKind], selected: SelectedDevices) -> Planned:
+    """The plan with the names of the devices of the kinds that something is wrong with."""
+    found = selected.names([members[key] for key in judged.keys])
+
+    def named(values: Mapping[str, str]) -> dict[str, str]:
+        each = ((name, value) for key, value in values.items() for name in names((key,)))
+        return dict(sorted(each))
+
+    def names(keys: Iterable[str]) -> tuple[str, ...]:
+        kinds = (members[key] for key in keys)
+        return tuple(sorted(name for kind in kinds for name in found.get((kind.target, kind.key), ())))
+
+    def with_names(one: TooOld | Ignoring) -> Any:
+        return msgspec.structs.replace(one, devices=named(one.devices))
+
+    return msgspec.structs.replace(
+        planned,
+        too_old={target: with_names(one) for target, one in judged.too_old.items()},
+        refusals=named(judged.refusals),
+        ignoring=with_names(judged.ignoring) if judged.ignoring else None,
+        unable=names(judged.unable),
+        unproven=tuple(msgspec.structs.replace(one, devices=names(one.devices)) for one in judged.unproven),
+    )
+
+
+def with_chosen(state: FleetState, plan: RolloutPlan, selected: SelectedDevices, now: float) -> RolloutPlan:
     """The plan with the sizes of the waves that are filters, and a first wave of its canaries, where it names some.
 
     Args:
         state: The fleet.
         plan: The plan as the operator wrote it.
-        members: The devices that the rollout selects.
+        selected: The devices that the rollout selects.
         now: Wall clock seconds.
 
     Raises:
         NotFoundError: no device of the rollout is a canary, or a wave adds none.
         SettingsError: a filter cannot be read, or the waves after these do not rise.
     """
+    if plan.canaries is None and not any(wave.cohort for wave in plan.waves):
+        return plan
     waves: list[Wave] = []
     reached: set[str] = set()
-    names = {device.device for device in members}
+    names = {name for kind in selected.names().values() for name in kind}
     if plan.canaries is not None:
         reached = _matching(state, plan.canaries, now) & names
         if not reached:
@@ -142,7 +186,7 @@ def with_chosen(state: FleetState, plan: RolloutPlan, members: Sequence[DeviceVi
 
 
 def _matching(state: FleetState, cohort: Cohort, now: float) -> set[str]:
-    return {one.device for one in state.devices.views(now, state.offline_after_seconds, cohort=cohort)}
+    return {name for kind in state.select(cohort, now).names().values() for name in kind}
 
 
 def _no_device(which: str) -> NotFoundError:
@@ -173,70 +217,68 @@ def standing_entries(reader: RegistryReader, model: str, version: str, channel: 
 
 
 def _bundles(
-    reader: RegistryReader, members: Sequence[DeviceView], name: str, version: str
+    reader: RegistryReader, kinds: Sequence[DeviceKind], name: str, version: str
 ) -> tuple[dict[str, Release], dict[str, int]]:
     """The bundle for each target, and the number of devices for each target without a bundle."""
     releases: dict[str, Release] = {}
     missing: dict[str, int] = {}
     last_error: NotFoundError | None = None
-    for target in sorted({device.target for device in members}):
+    for target in sorted({kind.target for kind in kinds}):
         try:
             releases[target] = reader.resolve(name, target, version)
         except NotFoundError as error:
             last_error = error
-            missing[target] = sum(device.target == target for device in members)
+            missing[target] = sum(kind.count for kind in kinds if kind.target == target)
     if not releases and last_error is not None:
         raise last_error
     return releases, missing
 
 
-def _too_old(releases: Mapping[str, Release], members: Sequence[DeviceView]) -> dict[str, TooOld]:
+def _too_old(releases: Mapping[str, Release], members: Mapping[str, DeviceKind]) -> dict[str, TooOld]:
     """By target, the devices of the rollout whose edgekit cannot read its bundle."""
     found = {}
     for target, release in releases.items():
-        names = {device.device: device.edgekit for device in members if device.target == target}
-        if old := too_old(release.manifest, names):
+        versions = {key: kind.edgekit for key, kind in members.items() if kind.target == target}
+        if old := too_old(release.manifest, versions):
             found[target] = old
     return found
 
 
-def _unproven(releases: Mapping[str, Release], members: Sequence[DeviceView]) -> Iterator[Unproven]:
+def _unproven(releases: Mapping[str, Release], members: Mapping[str, DeviceKind]) -> Iterator[Unproven]:
     """The devices of the rollout whose runtime version is not proven for their bundle."""
     for target, release in releases.items():
-        facts = {device.device: device.facts for device in members if device.target == target}
+        facts = {key: kind.facts for key, kind in members.items() if kind.target == target}
         yield from unproven(target, release.manifest, release.evidence, facts)
 
 
 def _refusals(
-    name: str, releases: Mapping[str, Release], entries: Mapping[str, Entry], members: Sequence[DeviceView]
+    releases: Mapping[str, Release], entries: Mapping[str, Entry], members: Mapping[str, DeviceKind]
 ) -> dict[str, str]:
-    """Why a device of the rollout would refuse its bundle, by the device's name, from what it has reported."""
+    """Why devices of the rollout would refuse their bundle, from what they have reported."""
     found = {}
-    for device in members:
-        if entry := entries.get(device.target):
-            reason = refusal(device.models.get(name), entry, allowed=releases[device.target].downgrade)
-            if reason:
-                found[device.device] = reason
+    for key, kind in members.items():
+        reason = refusal(kind.running, entries[kind.target], allowed=releases[kind.target].downgrade)
+        if reason:
+            found[key] = reason
     return found
 
 
-def _unable(plan: RolloutPlan, members: Sequence[DeviceView]) -> tuple[str, ...]:
+def _unable(plan: RolloutPlan, members: Mapping[str, DeviceKind], devices: int) -> tuple[str, ...]:
     """Devices that cannot make the comparison that the plan asks for. Raises RefusedError if none can."""
     if not plan.shadow:
         return ()
-    unable = tuple(sorted(one.device for one in members if not can_shadow(one.edgekit)))
+    unable = tuple(key for key, kind in members.items() if not can_shadow(kind.edgekit))
     if len(unable) == len(members):
         raise RefusedError(
-            f"none of {len(members)} devices can compare the new model with its active one: that needs edgekit "
+            f"none of {devices} devices can compare the new model with its active one: that needs edgekit "
             f"{SINCE[SHADOW]}, and a report that says so",
             advice="Update edgekit there, or leave out --shadow.",
         )
     return unable
 
 
-def _check_return(reader: RegistryReader, members: Sequence[DeviceView], name: str, version: str) -> None:
-    """Check that each device would take back the version that is assigned to it now."""
-    before = {(device.assigned[name], device.target) for device in members if device.assigned.get(name)}
+def _check_return(reader: RegistryReader, before: set[tuple[str, str]], name: str, version: str) -> None:
+    """Check that each device would take back the version that is assigned to it now: `before`, with its target."""
     refused = set()
     for old, target in sorted(before):
         try:

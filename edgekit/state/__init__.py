@@ -19,6 +19,7 @@ from edgekit.state.devices import DeviceTable, DeviceView, StoredEvent
 from edgekit.state.drift import DriftTable
 from edgekit.state.filters import GroupTable, SavedGroup
 from edgekit.state.hints import FleetPause, PauseTable
+from edgekit.state.kinds import DeviceKind, SelectedDevices
 from edgekit.state.leader_lock import LeaderLock, leader_lock
 from edgekit.state.leaders import ControllerView, LeaderTable
 from edgekit.state.lifecycle import LifecycleTable, Refused
@@ -42,6 +43,7 @@ __all__ = [
     "CommandTable",
     "ControllerView",
     "DeviceHour",
+    "DeviceKind",
     "DeviceTable",
     "DeviceView",
     "DriftTable",
@@ -57,6 +59,7 @@ __all__ = [
     "Role",
     "RolloutTable",
     "SavedGroup",
+    "SelectedDevices",
     "StandingTable",
     "StoredAssignment",
     "StoredCertificate",
@@ -123,6 +126,10 @@ class FleetState:
         """The same state; `fence` is called at the start of each writing transaction, and ends it by raising."""
         engine = self._engine.execution_options(fence=fence)
         return FleetState(engine, self.fleet, offline_after_seconds=self.offline_after_seconds, author=self.author)
+
+    def select(self, cohort: Cohort, now: float) -> SelectedDevices:
+        """The devices that a cohort selects, for the plan of a rollout. Raises SettingsError as `SelectedDevices`."""
+        return SelectedDevices(self._engine, self.fleet, cohort, now, self.offline_after_seconds)
 
     def leader_lock(self) -> LeaderLock:
         """The lock that one controller of the fleet holds, not taken yet."""

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from edgekit.bundle.order import version_order
 from edgekit.mqtt.messages import Reported
-from edgekit.state._sql import put, untrusted_text
+from edgekit.state._sql import put, to_json, untrusted_text
 from edgekit.state.tables import MAX_KEY, MAX_VALUE, attributes, reports
 
 LABEL = "label"
@@ -53,6 +53,13 @@ def report_attributes(report: Reported) -> tuple[list[Attribute], str]:
     """The rows of a report, and their digest: scalar facts; version, digest, state, outcome and wait of each model."""
     rows = list({(row.kind, row.key): row for row in _report_rows(report)}.values())
     return rows, hashlib.sha256(repr(sorted(rows, key=lambda row: row[:2])).encode()).hexdigest()
+
+
+def traits(report: Reported) -> str:
+    """The digest of what the plan of a rollout judges in a report: edgekit, runtimes, and what each model runs."""
+    facts = [report.facts.get(name) for name in ("edgekit", "arch", "runtimes")]
+    models = {name: [one.digest, one.version, one.highest, one.release] for name, one in report.models.items()}
+    return hashlib.sha256(to_json([facts, models]).encode()).hexdigest()
 
 
 def _report_rows(report: Reported) -> Iterator[Attribute]:

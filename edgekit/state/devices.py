@@ -423,7 +423,7 @@ def _view(row: sa.RowMapping, since: float) -> DeviceView:
     report = read_report(row["body"])
     faults = ["its labels"] if _labels(row["labels"]) is None else []
     faults += ["its report"] if row["body"] and report is None else []
-    assigned = _assigned(row["entries"])
+    assigned = assigned_versions(row["entries"])
     faults += ["its assignment"] if assigned is None else []
     return DeviceView(
         device=device.name,
@@ -443,7 +443,8 @@ def _view(row: sa.RowMapping, since: float) -> DeviceView:
     )
 
 
-def _assigned(text: str | None) -> dict[str, str] | None:
+def assigned_versions(text: str | None) -> dict[str, str] | None:
+    """Version by model of a stored assignment; None where it cannot be read."""
     try:
         return {model: one.version for model, one in _VERSIONS.decode(text).items()} if text else {}
     except (msgspec.MsgspecError, ValueError):

@@ -14,6 +14,7 @@ from edgekit.state.attributes import (
     indexed_digest,
     put_report,
     report_attributes,
+    traits,
     update_report,
 )
 from edgekit.state.tables import assignments, reports
@@ -64,6 +65,7 @@ class ReportWriter:
         if last is None or last.assignment != report.assignment:
             self._raise_assignment(connection, report)
         values = {"number": report.number, "received": now, "body": body, "indexed": digest, "payload": payload}
+        values["traits"] = traits(report)
         if last is not None and last.number < report.number:
             same = sa.and_(
                 reports.c.fleet == self._fleet, reports.c.device == report.device, reports.c.number == last.number

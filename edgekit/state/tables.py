@@ -111,6 +111,8 @@ reports = sa.Table(
     sa.Column("body", JSON_TEXT, nullable=False),
     sa.Column("indexed", sa.String(64), nullable=False, server_default=""),  # digest of its rows in `attributes`
     sa.Column("payload", sa.LargeBinary),  # the report as the device signed it; NULL from before revision 0005
+    sa.Column("traits", sa.String(64), nullable=False, server_default=""),  # digest of what plans judge; empty: unknown
+    sa.Index(None, "fleet", "device", "traits"),
 )
 
 # What filters select devices by: one row for each label, scalar fact, model version and so on.

@@ -75,15 +75,15 @@ def start(
         from edgekit.controller.planning import plan_rollout, with_chosen
     with fleet_state(settings) as state:
         cohort = with_groups(state, cohort)
-        members = state.devices.views(time.time(), settings.offline_after_seconds, cohort=cohort)
-        if not members:
+        selected = state.select(cohort, time.time())
+        if not selected.count():
             raise state.nobody(cohort)
         if plan.canaries is not None:
             plan = msgspec.structs.replace(plan, canaries=with_groups(state, plan.canaries))
         with usage():
-            plan = with_chosen(state, plan, members, time.time())
+            plan = with_chosen(state, plan, selected, time.time())
         with registry_reader(settings) as reader, usage():
-            planned, entries = plan_rollout(reader, members, name, version, plan=plan, downgrade=downgrade)
+            planned, entries = plan_rollout(reader, selected, name, version, plan=plan, downgrade=downgrade)
         if dry_run:
             _print_plan(planned, entries, as_json)
             return

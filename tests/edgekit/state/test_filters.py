@@ -13,6 +13,7 @@ from edgekit.mqtt.messages import Outcome, Presence, Reported, Running, Waiting
 from edgekit.rollout.cohort import Cohort, Device
 from edgekit.rollout.plan import RolloutPlan, parse_waves
 from edgekit.state import FleetState, open_fleet_state
+from edgekit.state.tables import reports
 from edgekit.trust.assignment import Entry
 from tests.simulators.postgres import emptied, missing, running_postgres
 
@@ -214,3 +215,52 @@ def test_who_is_in_a_rollout_stays_in_it(state: FleetState) -> None:
         state.devices.save_report(Reported(name, "f", 2, 0.0, 1, running, {}), NOW + 1)
     assert state.rollouts.survey(rollout.id, NOW + 2).state.value == "FINISHED"
     assert state.rollouts.missing_targets(rollout.id, NOW) == []
+
+
+# --- kinds: devices that the plan of a rollout does not tell apart
+
+
+def kinds(state: FleetState, text: str = "") -> dict[str, tuple[str, int]]:
+    """Version that runs, by names of the devices of each kind, with the number of devices."""
+    chosen = state.select(Cohort(filter=text), NOW)
+    found = chosen.kinds("digits")
+    assert sum(kind.count for kind in found) == chosen.count()
+    names = chosen.names(found)
+    assert names == chosen.names()
+    return {
+        "".join(names[kind.target, kind.key]): (kind.running.version if kind.running else "", kind.count)
+        for kind in found
+    }
+
+
+def test_devices_that_report_the_same_are_one_kind(state: FleetState) -> None:
+    """Other temperatures make no other kind; another target, runtime or version does. Filters select as always."""
+    for name, heat in (("d", 40.0), ("c", 50.0), ("b", 51.5)):
+        facts = {"edgekit": "0.2.0", "temperature": heat, "runtimes": {"litert": "2.1.0"}}
+        state.devices.save_report(
+            Reported(name, "f", 9, NOW, 1, {"digits": Running("1" * 64, "2.0.0")}, {}, facts), NOW
+        )
+    assert kinds(state) == {"a": ("1.9.0", 1), "bcd": ("2.0.0", 3), "e": ("", 1)}
+    assert kinds(state, "label.site == north") == {"a": ("1.9.0", 1), "b": ("2.0.0", 1), "e": ("", 1)}
+    facts = {"edgekit": "0.2.0", "runtimes": {"litert": "2.2.0"}}
+    state.devices.save_report(Reported("b", "f", 10, NOW, 1, {"digits": Running("1" * 64, "2.0.0")}, {}, facts), NOW)
+    assert kinds(state) == {"a": ("1.9.0", 1), "b": ("2.0.0", 1), "cd": ("2.0.0", 2), "e": ("", 1)}
+    (kind,) = [one for one in state.select(Cohort(), NOW).kinds("digits") if one.count == 2]
+    assert (kind.edgekit, kind.facts["runtimes"]) == ("0.2.0", {"litert": "2.1.0"})
+
+
+def test_reports_that_an_earlier_release_stored_are_judged_one_by_one(state: FleetState) -> None:
+    """Their digest is not there; a report that cannot be read counts as none."""
+    with state._engine.begin() as connection:
+        connection.execute(reports.update().values(traits=""))
+        connection.execute(reports.update().where(reports.c.device == "b").values(body="{"))
+    assert kinds(state) == {"a": ("1.9.0", 1), "b": ("", 1), "c": ("10.0.0", 1), "d": ("", 1), "e": ("", 1)}
+
+
+def test_versions_that_are_assigned_are_read_once_for_equal_devices(state: FleetState) -> None:
+    """With the target; devices without an assignment add none."""
+    entry = Entry("models/digits/pi/1.0.0/manifest.json", 1, "0" * 64, "digits", "pi", "1.0.0", 1)
+    state.rollouts.start("digits", "1.0.0", {"pi": entry}, plan=RolloutPlan(parse_waves("100%")), now=NOW)
+    state.rollouts.survey(1, NOW)
+    assert state.select(Cohort(), NOW).assigned("digits") == {("1.0.0", "pi")}
+    assert state.select(Cohort(), NOW).assigned("faces") == set()
