@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import msgspec
 from securesystemslib.signer import CryptoSigner, Key
 
 from edgekit.controller.clocks import DeviceClocks
+from edgekit.controller.inbox import Arrived, Inbox
 from edgekit.controller.refusals import RefusalService
-from edgekit.errors import DataError, NotFoundError, SignatureError, TransportError, UnavailableError
+from edgekit.errors import DataError, NotFoundError, SignatureError, TransportError
 from edgekit.identity.series import RunHistory, is_behind
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import (
@@ -31,7 +31,9 @@ from edgekit.mqtt.messages import (
     decode,
     encode,
 )
-from edgekit.protocols import Clock, Message, Transport
+from edgekit.protocols import Clock, Transport
+from edgekit.state.report_writer import CheckedReport, check_report
+from edgekit.state.telemetry import CheckedTelemetry, check_telemetry
 from edgekit.trust.envelopes import T, open_envelope, seal
 from edgekit.trust.keys import parse_public
 
@@ -40,22 +42,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INBOX_MESSAGES = 10_000
 MAX_NOTICES = 1000
-GATHER_SECONDS = 0.02  # messages of this time are handled together, because each change of threads costs CPU
-MAX_BATCH = 64
-HELD_SECONDS = 60.0  # longer than a standby needs to notice that the leader has ended
+MAX_TOLD = 10_000
 RETAINED = ("reported", "presence")
 DRIFT_KINDS = ("drift", "drift-ended")
 SAME_EVENT_SECONDS = 60.0
-RETRY_SECONDS = 1.0
 
 
-class Arrived(NamedTuple):
-    """A received message, and the wall clock seconds of its arrival."""
+class _Batch:
+    """Checked messages that are stored together.
 
-    message: Message
-    at: float
+    Args:
+        keys: Public keys (PEM) of the enrolled devices that sent some, by name.
+
+    Attributes:
+        reports: Each with its time of arrival.
+        presences: Each with its device, and True where it is not a retained one.
+        telemetry: Counters and sketches.
+    """
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        self.keys = keys
+        self.reports: list[tuple[CheckedReport, float]] = []
+        self.presences: list[tuple[str, Presence, bool]] = []
+        self.telemetry: list[CheckedTelemetry] = []
 
 
 class DeviceService:
@@ -66,13 +76,11 @@ class DeviceService:
         director: Signs commands.
         refusals: Knows removed and quarantined devices.
         quarantine_clones: Put a name that two devices use into quarantine.
-        leading: True while this controller stores messages. Else it keeps those of the last HELD_SECONDS, which it
-            stores if it begins to lead: the leader before may not have stored them.
+        leading: As Inbox.
 
     Attributes:
         clocks: Differences of the devices' clocks.
-        dropped: Messages that were dropped because the inbox was full.
-        failures: Messages that failed with an unexpected error.
+        inbox: The messages that wait to be stored.
     """
 
     def __init__(
@@ -93,31 +101,27 @@ class DeviceService:
         self._clock = clock
         self._director = director
         self._refusals, self._quarantine_clones = refusals, quarantine_clones
-        self._leading = leading
-        self._inbox: deque[Arrived] = deque()
-        self._wake = asyncio.Event()
+        self.inbox = Inbox(self._store, clock, leading)
         self._subscribing: asyncio.Task[None] | None = None
         self._worker: asyncio.Task[None] | None = None
         self._keys: dict[str, Key] = {}
-        self._rejected_at: dict[tuple[str, str], float] = {}
+        self._told_at: dict[tuple[str, str], float] = {}
         self._notices: deque[tuple[str, Answer]] = deque(maxlen=MAX_NOTICES)
         self._runs, self._sessions = RunHistory(), RunHistory()
-        self._handlers: dict[str, Callable[[str, Arrived], None]] = {
-            "reported": self._save_report,
-            "presence": self._save_presence,
+        self._handlers: dict[str, Callable[[str, Arrived, _Batch], None]] = {
+            "reported": self._take_report,
+            "presence": self._take_presence,
             "event": self._save_event,
             "result": self._save_result,
-            "telemetry": self._save_telemetry,
+            "telemetry": self._take_telemetry,
         }
         self.clocks = DeviceClocks()
-        self.dropped = 0
-        self.failures = 0
 
     async def start(self) -> None:
         """Subscribe to the devices' topics. Not a shared subscription: each controller needs the retained messages."""
-        self._worker = asyncio.get_running_loop().create_task(self._work())
+        self._worker = asyncio.get_running_loop().create_task(self.inbox.run())
         for kind in self._handlers:
-            await self._transport.subscribe(topics.device(self._fleet, "+", kind), self._put)
+            await self._transport.subscribe(topics.device(self._fleet, "+", kind), self.inbox.put)
 
     async def stop(self) -> None:
         """Stop handling messages."""
@@ -128,14 +132,14 @@ class DeviceService:
 
     def leading_changed(self, leading: bool) -> None:
         """Store what was kept, and get the retained messages again: this controller has dropped older ones."""
-        self._wake.set()
+        self.inbox.wake()
         if leading and self._transport.connected:
             self._subscribing = asyncio.get_running_loop().create_task(self._get_retained())
 
     async def _get_retained(self) -> None:
         try:
             for kind in RETAINED:
-                await self._transport.subscribe(topics.device(self._fleet, "+", kind), self._put)
+                await self._transport.subscribe(topics.device(self._fleet, "+", kind), self.inbox.put)
         except TransportError as error:
             log.info("retained messages come with the next connection to the broker: %s", error)
 
@@ -170,45 +174,25 @@ class DeviceService:
             device, answer = self._notices.popleft()
             await self._transport.publish(topics.answer(self._fleet, device), encode(answer))
 
-    def _put(self, message: Message) -> None:
-        now = self._clock.wall()
-        if not self._leading():
-            while self._inbox and (len(self._inbox) >= INBOX_MESSAGES or self._inbox[0].at < now - HELD_SECONDS):
-                self._inbox.popleft()
-        elif len(self._inbox) >= INBOX_MESSAGES:
-            self.dropped += 1  # the device reports its state again with the next heartbeat
-            return
-        self._inbox.append(Arrived(message, now))
-        self._wake.set()
-
-    async def _work(self) -> None:
-        while True:
-            if not self._inbox or not self._leading():
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            await asyncio.sleep(GATHER_SECONDS)
-            batch = deque(self._inbox.popleft() for _ in range(min(len(self._inbox), MAX_BATCH)))
-            try:
-                await asyncio.to_thread(self._handle_all, batch)
-            except UnavailableError as error:
-                self._inbox.extendleft(reversed(batch))
-                log.warning("%d messages will be stored later: %s", len(batch), error)
-                await asyncio.sleep(RETRY_SECONDS)
-
-    def _handle_all(self, batch: deque[Arrived]) -> None:
-        """Handle messages and take them off `batch`. Raises UnavailableError where one must be handled again."""
-        while batch:
-            try:
-                self._handle(batch[0])
-            except UnavailableError:
+    def _store(self, messages: Sequence[Arrived]) -> None:
+        """Store messages in one transaction. Raises as `Inbox` expects."""
+        told = dict(self._told_at)
+        try:
+            with self._state.together():
+                batch = _Batch(self._state.devices.public_keys({name for one in messages if (name := _sender(one))}))
+                for arrived in messages:
+                    self._handle(arrived, batch)
+                known = self._store_batch(batch)
+        except Exception as error:
+            self._told_at = told  # what was told is not stored
+            if len(messages) > 1 or not isinstance(error, DataError):
                 raise
-            except Exception:  # supervision boundary, counted: an unexpected error must not end the worker
-                self.failures += 1
-                log.exception("a message on %s could not be handled", batch[0].message.topic)
-            batch.popleft()
+            self._reject(_sender(messages[0]), "bad-message", error)
+        else:
+            self._compare(batch, known)
 
-    def _handle(self, arrived: Arrived) -> None:
+    def _handle(self, arrived: Arrived, batch: _Batch) -> None:
+        """Check a message, and store it or add it to `batch`."""
         message = arrived.message
         where = topics.parse_device(message.topic)
         if where is None or where.kind not in self._handlers or not message.payload:
@@ -216,7 +200,9 @@ class DeviceService:
         if where.device in self._refusals.refused and not message.retained:
             self._refusals.heard(where.device)
         try:
-            self._handlers[where.kind](where.device, arrived)
+            if where.device not in batch.keys:
+                raise self._state.devices.unknown(where.device)
+            self._handlers[where.kind](where.device, arrived, batch)
         except NotFoundError as error:
             if where.device not in self._refusals.refused and where.device not in self._state.lifecycle.refused():
                 self._reject(where.device, "unknown-device", error)
@@ -225,25 +211,50 @@ class DeviceService:
         except DataError as error:
             self._reject(where.device, "bad-message", error)
 
-    def _save_report(self, device: str, arrived: Arrived) -> None:
+    def _store_batch(self, batch: _Batch) -> list[int]:
+        """Store what was collected; returns for each report the number that is stored instead, 0 for a new one."""
+        now, state = self._clock.wall(), self._state
+        known = state.devices.save_reports([checked for checked, _ in batch.reports], now) if batch.reports else []
+        if batch.presences:  # after the reports: a device that reports has sent its birth before
+            state.devices.save_presences([(name, presence) for name, presence, _ in batch.presences], now)
+        if batch.telemetry:
+            state.telemetry.add_all(batch.telemetry, now)
+            state.devices.save_counters([(one.telemetry.device, one.counters) for one in batch.telemetry], now)
+        return known
+
+    def _compare(self, batch: _Batch, known: Sequence[int]) -> None:
+        """Look in stored messages for devices that lost their disk, and for two devices under one name."""
+        for (checked, arrived), number in zip(batch.reports, known, strict=True):
+            report = checked.report
+            if number > report.number:
+                self._explain_drop(report, arrived)
+            if number or not report.run or not checked.live:
+                continue
+            if between := self._runs.note(report.device, report.run):
+                self._tell_double(report.device, f"run {report.run} of its agent reported again after run {between}")
+        for device, presence, live in batch.presences:  # of older agents, whose reports name no run
+            if not presence.online or not live or self._runs.knows(device):
+                continue
+            if between := self._sessions.note(device, str(presence.session)):
+                found = f"session {presence.session} began again after session {between}"
+                message = f"{found}: two devices use the name {device}, or its disk was restored"
+                self.tell(device, "name-used-twice", "", message)
+
+    def _take_report(self, device: str, arrived: Arrived, batch: _Batch) -> None:
         message = arrived.message
-        report = self._open(device, message, Reported)
+        report = self._open(device, batch.keys[device], message.payload, Reported)
         if report.fleet != self._fleet:
             raise DataError(f"the report is for fleet {report.fleet[:64]!r}, expected {self._fleet!r}")
         if not message.retained:
             self.clocks.note(device, report.at, self._clock.wall(), self._clock.monotonic())
-        if not self._state.devices.save_report(
-            report, self._clock.wall(), live=not message.retained, payload=message.payload
-        ):
-            self._explain_drop(report, arrived.at)
-        elif report.run and not message.retained and (between := self._runs.note(device, report.run)):
-            self._tell_double(device, f"run {report.run} of its agent reported again after run {between}")
+        checked = check_report(report, live=not message.retained, payload=message.payload)
+        batch.reports.append((checked, arrived.at))
 
     def _explain_drop(self, report: Reported, arrived: float) -> None:
         """Tell a device that lost its disk its last numbers; other dropped reports are repetitions."""
         stored = self._state.devices.numbers(report.device)
         if not is_behind(report, arrived, stored):
-            log.debug("report %d of %s is already stored", report.number, report.device)
+            log.debug("report %d of %s came after report %d", report.number, report.device, stored.report)
             return
         message = (
             f"report {report.number} was dropped, because report {stored.report} is stored: was this device re-imaged? "
@@ -266,41 +277,27 @@ class DeviceService:
         if self._quarantine_clones:
             self._state.lifecycle.quarantine(device, message, self._clock.wall())
 
-    def _save_presence(self, device: str, arrived: Arrived) -> None:
-        self._state.devices.get(device)
+    def _take_presence(self, device: str, arrived: Arrived, batch: _Batch) -> None:
         presence = decode(arrived.message.payload, Presence)
-        self._state.devices.save_presence(device, presence, self._clock.wall())
-        if not presence.online or arrived.message.retained or self._runs.knows(device):
-            return
-        if between := self._sessions.note(device, str(presence.session)):  # an older agent, whose reports name no run
-            found = f"session {presence.session} began again after session {between}"
-            self.tell(
-                device, "name-used-twice", "", f"{found}: two devices use the name {device}, or its disk was restored"
-            )
+        batch.presences.append((device, presence, not arrived.message.retained))
 
-    def _save_event(self, device: str, arrived: Arrived) -> None:
-        event = self._open(device, arrived.message, Event)
+    def _save_event(self, device: str, arrived: Arrived, batch: _Batch) -> None:
+        event = self._open(device, batch.keys[device], arrived.message.payload, Event)
         if event.kind in DRIFT_KINDS:
             self._state.drift.save(event, self._clock.wall())
         else:
             self._state.devices.add_event(event, self._clock.wall())
 
-    def _save_result(self, device: str, arrived: Arrived) -> None:
-        result = self._open(device, arrived.message, Result)
+    def _save_result(self, device: str, arrived: Arrived, batch: _Batch) -> None:
+        result = self._open(device, batch.keys[device], arrived.message.payload, Result)
         if not self._state.commands.save_result(result):
             log.info("%s answered command %d, which waits for no answer", device, result.number)
 
-    def _save_telemetry(self, device: str, arrived: Arrived) -> None:
-        self._state.devices.get(device)
+    def _take_telemetry(self, device: str, arrived: Arrived, batch: _Batch) -> None:
         telemetry = decode(arrived.message.payload, Telemetry)
         if telemetry.device != device:
             raise DataError(f"the telemetry names device {telemetry.device[:64]!r} on the topic of {device!r}")
-        now = self._clock.wall()
-        self._state.telemetry.add(telemetry, now)
-        self._state.devices.save_telemetry(msgspec.structs.replace(telemetry, sketches={}), now)
-
-    def _open(self, device: str, message: Message, kind: type[T]) -> T:
-        return self.open_from(device, message.payload, kind)
+        batch.telemetry.append(check_telemetry(telemetry))
 
     def open_from(self, device: str, payload: bytes, kind: type[T]) -> T:
         """Verify an envelope with the key of a device and decode its message, which must name the same device.
@@ -309,11 +306,13 @@ class DeviceService:
             NotFoundError: no such device is enrolled.
             SignatureError, DataError: it is not signed by the device, or is not such a message.
         """
-        pem = self._state.devices.get(device).public_key
+        return self._open(device, self._state.devices.get(device).public_key, payload, kind)
+
+    def _open(self, device: str, pem: str, payload: bytes, kind: type[T]) -> T:
         if pem not in self._keys:
             self._keys[pem] = parse_public(pem.encode(), f"public key of {device}")
         opened = open_envelope(payload, kind, self._keys[pem])
-        named = msgspec.structs.asdict(opened).get("device")
+        named = getattr(opened, "device", None)
         if named != device:
             raise DataError(f"{kind.__name__} names device {str(named)[:64]!r} on the topic of {device!r}")
         return opened
@@ -325,10 +324,16 @@ class DeviceService:
     def tell(self, device: str, kind: str, error: str, message: str) -> None:
         """Store an event of the controller, once a minute for each device and kind."""
         now = self._clock.wall()
-        if now - self._rejected_at.get((device, kind), float("-inf")) < SAME_EVENT_SECONDS:
+        if now - self._told_at.get((device, kind), float("-inf")) < SAME_EVENT_SECONDS:
             return
-        if len(self._rejected_at) >= INBOX_MESSAGES:
-            self._rejected_at.clear()
-        self._rejected_at[device, kind] = now
+        if len(self._told_at) >= MAX_TOLD:
+            self._told_at.clear()
+        self._told_at[device, kind] = now
         log.warning("%s: %s: %s", device, kind, message)
         self._state.devices.add_event(Event(device=device, kind=kind, at=now, error=error, message=message), now)
+
+
+def _sender(arrived: Arrived) -> str:
+    """The device on whose topic a message came; empty where it is no topic of a device."""
+    where = topics.parse_device(arrived.message.topic)
+    return where.device if where is not None else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from edgekit.mqtt import topics
@@ -10,33 +9,34 @@ from edgekit.mqtt.messages import FleetHints, encode
 from edgekit.protocols import Transport
 
 if TYPE_CHECKING:
-    from edgekit.state import FleetState
+    from edgekit.state import FleetPause
 
 
 class HintService:
     """Publishes the fleet's hints when they change, and after each connection to the broker.
 
     Args:
-        fleet, transport, state: As Controller.
+        fleet, transport: As Controller.
     """
 
-    def __init__(self, *, fleet: str, transport: Transport, state: FleetState) -> None:
+    def __init__(self, *, fleet: str, transport: Transport) -> None:
         self._topic = topics.fleet_hints(fleet)
-        self._transport, self._state = transport, state
+        self._transport = transport
         self._published: FleetHints | None = None
 
     def connection_changed(self, connected: bool) -> None:
         """Publish again after a reconnect, because the broker may have lost its retained messages."""
         self._published = None
 
-    async def publish(self) -> None:
+    async def publish(self, pause: FleetPause) -> None:
         """Publish the hints if the broker does not have them.
+
+        Args:
+            pause: Whether the fleet is paused.
 
         Raises:
             TransportError: the broker cannot be reached; the next call repeats the work.
-            UnavailableError: the database did not answer.
         """
-        pause = await asyncio.to_thread(self._state.pause.get)
         hints = FleetHints(paused=pause.paused)
         if hints == self._published or (self._published is None and not pause.since):
             return  # a fleet that was never paused has no message

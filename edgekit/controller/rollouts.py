@@ -22,7 +22,7 @@ from edgekit.registry import RegistryReader
 from edgekit.trust.assignment import Assignment, sign_assignment
 
 if TYPE_CHECKING:
-    from edgekit.state import ActiveRollout, FleetState, StoredAssignment
+    from edgekit.state import ActiveRollout, FleetState, StoredAssignment, Work
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class RolloutService:
         self._watched = (-1.0, 0.0)  # the fleet's latest change at the last look at ended rollouts, and its time
         self._publish_all = True
         self._signers_checked = False
+        self._signed = False  # since the last publication
 
     def connection_changed(self, connected: bool) -> None:
         """Publish all assignments again after a reconnect, because the broker may have lost its retained messages.
@@ -95,23 +96,38 @@ class RolloutService:
         """
         self._publish_all = self._publish_all or connected
 
-    async def tick(self) -> None:
+    @property
+    def renew_before(self) -> float:
+        """Assignments that expire before this time, in wall clock seconds, are signed again."""
+        return self._clock.wall() + self._lifetime / 3
+
+    async def tick(self, work: Work) -> None:
         """Survey the fleet, step the rollouts and sign assignments.
+
+        Args:
+            work: What there is to do.
 
         Raises:
             UnavailableError: the database did not answer; the next tick repeats the work.
         """
-        await asyncio.to_thread(self._advance)
-        await asyncio.to_thread(self._sign)
+        changed = work.rollouts or work.change != self._watched[0]
+        if changed or work.unsigned or not self._signers_checked:
+            await asyncio.to_thread(self._work, work, changed)
 
-    async def publish(self) -> None:
+    async def publish(self, work: Work) -> None:
         """Publish the assignments that the broker does not have yet.
+
+        Args:
+            work: What there is to do.
 
         Raises:
             TransportError: the broker cannot be reached; the next call repeats the work.
         """
         everything, self._publish_all = self._publish_all, False
+        if not (everything or self._signed or work.unpublished):
+            return
         try:
+            self._signed = False
             table = self._state.assignments
             stored = await asyncio.to_thread(table.all if everything else table.unpublished)
             for at in range(0, len(stored), PUBLISH_AT_ONCE):
@@ -119,7 +135,7 @@ class RolloutService:
                     return
                 await asyncio.gather(*map(self._publish_one, stored[at : at + PUBLISH_AT_ONCE]))
         except EdgekitError:
-            self._publish_all = self._publish_all or everything
+            self._publish_all, self._signed = self._publish_all or everything, True
             raise
 
     async def _publish_one(self, stored: StoredAssignment) -> None:
@@ -136,8 +152,13 @@ class RolloutService:
         if stored.published != stored.version:
             await asyncio.to_thread(self._state.assignments.published, stored.device, stored.version)
 
-    def _advance(self) -> None:
-        change = self._state.devices.latest_change()
+    def _work(self, work: Work, changed: bool) -> None:
+        if changed:
+            self._advance(work.change)
+        if work.unsigned or work.rollouts or not self._signers_checked:
+            self._sign()
+
+    def _advance(self, change: float) -> None:
         for active in self._state.rollouts.active():
             try:
                 self._survey(active, change, self._clock.wall())
@@ -206,7 +227,7 @@ class RolloutService:
         if not self._signers_checked:  # the director's key may have changed since they were signed
             self._state.assignments.renew_other_signers(self._director.public_key.keyid)
             self._signers_checked = True
-        for stored in self._state.assignments.unsigned(now + self._lifetime / 3):
+        for stored in self._state.assignments.unsigned(self.renew_before):
             if not self._leading():
                 return
             version: int | None = stored.version
@@ -225,3 +246,4 @@ class RolloutService:
             )
             payload = sign_assignment(assignment, self._director)
             self._state.assignments.signed(stored.device, version, payload, expires)
+            self._signed = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,7 +30,7 @@ from edgekit.registry import RegistryReader
 from edgekit.waiting import within
 
 if TYPE_CHECKING:
-    from edgekit.state import FleetState
+    from edgekit.state import FleetState, Work
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Controller:
         post: Post = no_post,
         joins: JoinService | None = None,
     ) -> None:
-        self._transport = transport
+        self._transport, self._state = transport, state
         self._clock = clock
         self._options = options = options or ControllerOptions()
         self._renew_timestamp = renew_timestamp
@@ -135,7 +135,7 @@ class Controller:
             leading=self._leads,
         )
         self.samples = self._make_samples(fleet, store)
-        self.hints = HintService(fleet=fleet, transport=transport, state=state)
+        self.hints = HintService(fleet=fleet, transport=transport)
         self._add_leader_services(state.fenced(self.leadership.check), reader, director, post)
 
     def _add_leader_services(
@@ -181,8 +181,8 @@ class Controller:
             "webhook_deliveries_total": self.webhooks.deliveries,
             "webhook_failures_total": self.webhooks.failures,
             "tick_errors_total": self.tick_errors,
-            "dropped_messages_total": self.devices.dropped,
-            "failed_messages_total": self.devices.failures,
+            "dropped_messages_total": self.devices.inbox.dropped,
+            "failed_messages_total": self.devices.inbox.failures,
             "samples_stored_total": self.samples.counts["stored"],
             "sample_bytes_stored_total": self.samples.counts["stored_bytes"],
             "samples_refused_total": self.samples.counts["refused"],
@@ -233,27 +233,46 @@ class Controller:
 
     async def tick(self) -> None:
         """Do one round of the work that is due; the next round repeats what failed."""
-        surveys = (self.rollouts.tick, self.standing.tick, self.health.tick, self.samples.tick)
-        leader_parts = (self._check_timestamp, *surveys, self._publish)
-        for part in (self.refusals.look, *leader_parts):
-            if part in leader_parts and not self.leadership.leading:
-                return
-            try:
-                await part()
-            except TransportError as error:
-                log.info("the broker accepts no message now: %s", error)
-            except EdgekitError as error:
-                self.tick_errors += 1
-                log.warning("%s", error)
-            except Exception:  # supervision boundary, counted: an unexpected error must not end the controller
-                self.tick_errors += 1
-                log.exception("a round of the controller failed")
+        await self._guarded(self.refusals.look)
+        if not self.leadership.leading:
+            return
+        await self._guarded(self._check_timestamp)
+        await self._guarded(self._do_work)
+        for survey in (self.health.tick, self.samples.tick):
+            if self.leadership.leading:
+                await self._guarded(survey)
 
-    async def _publish(self) -> None:
+    async def _do_work(self) -> None:
+        """Look once for what there is to do, and do it."""
+        work = await asyncio.to_thread(self._state.work.look, self._clock.wall(), self.rollouts.renew_before)
+        parts: tuple[Callable[[], Awaitable[None]], ...] = (
+            lambda: self.rollouts.tick(work),
+            lambda: self.standing.tick(work.change),
+            lambda: self._publish(work),
+        )
+        for part in parts:
+            if self.leadership.leading:
+                await self._guarded(part)
+
+    async def _guarded(self, part: Callable[[], Awaitable[None]]) -> None:
+        """Do one part of a round; its error stops no other part."""
+        try:
+            await part()
+        except TransportError as error:
+            log.info("the broker accepts no message now: %s", error)
+        except EdgekitError as error:
+            self.tick_errors += 1
+            log.warning("%s", error)
+        except Exception:  # supervision boundary, counted: an unexpected error must not end the controller
+            self.tick_errors += 1
+            log.exception("a round of the controller failed")
+
+    async def _publish(self, work: Work) -> None:
         if self._transport.connected:
-            await self.hints.publish()  # before assignments, so that a paused fleet begins nothing
-            await self.rollouts.publish()
-            await self.devices.send_commands()
+            await self.hints.publish(work.pause)  # before assignments, so that a paused fleet begins nothing
+            await self.rollouts.publish(work)
+            if work.commands:
+                await self.devices.send_commands()
             await self.devices.send_notices()
             await self.refusals.tick()
 

@@ -37,20 +37,21 @@ class StandingService:
         """Look into the registry in the next round."""
         self._refreshed = float("-inf")
 
-    async def tick(self) -> None:
+    async def tick(self, change: float) -> None:
         """Do what is due.
+
+        Args:
+            change: Time of the fleet's latest change.
 
         Raises:
             UnavailableError: the database did not answer; the next tick repeats the work.
         """
-        await asyncio.to_thread(self._work)
-
-    def _work(self) -> None:
         now = self._clock.monotonic()
-        change = self._state.devices.latest_change()
         refresh = now - self._refreshed >= REFRESH_SECONDS
-        if not refresh and change == self._change and now - self._applied < APPLY_SECONDS:
-            return
+        if refresh or change != self._change or now - self._applied >= APPLY_SECONDS:
+            await asyncio.to_thread(self._work, now, change, refresh)
+
+    def _work(self, now: float, change: float, refresh: bool) -> None:
         self._change, self._applied = change, now
         found = self._state.standing.all()
         if refresh:

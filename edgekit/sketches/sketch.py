@@ -8,6 +8,7 @@ whatever the order in which they came or its parts were merged.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -43,6 +44,9 @@ class Sketch(msgspec.Struct, frozen=True, array_like=True):
 
     def merged(self, other: Sketch) -> Sketch:
         """The sketch of both sets of values."""
+        if self.exponent == other.exponent and (counts := _added(self, other)):
+            extremes = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
+            return Sketch(self.exponent, min(self.first, other.first), counts, *extremes, self.samples + other.samples)
         exponent = max(self.exponent, other.exponent)
         bins = dict(self.bins(exponent))
         for index, count in other.bins(exponent).items():
@@ -68,6 +72,20 @@ class Sketch(msgspec.Struct, frozen=True, array_like=True):
                 return min(max(value, self.minimum), self.maximum)
             left -= count
         return self.maximum
+
+
+def _added(one: Sketch, other: Sketch) -> tuple[int, ...]:
+    """The counts of two sketches with bins of one width, from their first bin on; empty where bins must be joined."""
+    first = min(one.first, other.first)
+    last = max(one.first + len(one.counts), other.first + len(other.counts))
+    ends = (one.counts[0], one.counts[-1], other.counts[0], other.counts[-1]) if one.counts and other.counts else ()
+    if last - first > MAX_BINS or not ends or 0 in ends:  # only a sketch from outside has an end without values
+        return ()
+    padded = [
+        (0,) * (sketch.first - first) + sketch.counts + (0,) * (last - sketch.first - len(sketch.counts))
+        for sketch in (one, other)
+    ]
+    return tuple(map(operator.add, *padded))
 
 
 def made(exponent: int, bins: Mapping[int, int], extremes: tuple[float, float], samples: int) -> Sketch:

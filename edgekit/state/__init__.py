@@ -6,11 +6,14 @@ use one database at once: every write is one transaction.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import sqlalchemy as sa
 
 from edgekit.errors import NotFoundError
 from edgekit.rollout.cohort import Cohort
-from edgekit.state._sql import Fence
+from edgekit.state._sql import Fence, together
 from edgekit.state.assignments import AssignmentTable, StoredAssignment
 from edgekit.state.audit import AuditEntry, AuditTable
 from edgekit.state.certificates import CertificateTable, StoredCertificate
@@ -32,6 +35,7 @@ from edgekit.state.tables import open_database
 from edgekit.state.telemetry import Alarm, DeviceHour, TelemetryTable
 from edgekit.state.uninstall import UninstallTable
 from edgekit.state.webhooks import WebhookTable
+from edgekit.state.work import Work, WorkTable
 
 __all__ = [
     "ActiveRollout",
@@ -67,6 +71,9 @@ __all__ = [
     "StoredEvent",
     "TelemetryTable",
     "UninstallTable",
+    "WebhookTable",
+    "Work",
+    "WorkTable",
     "open_fleet_state",
 ]
 
@@ -83,6 +90,7 @@ class FleetState:
         uninstall: Takes models off devices.
         overview: Numbers of devices by what they run.
         leaders: The controllers of the fleet, and which of them leads.
+        work: What a round of the controller has to do.
         telemetry, drift: Telemetry with its alarms, and the alarms that devices raise themselves.
 
     Args:
@@ -116,6 +124,7 @@ class FleetState:
         self.webhooks = WebhookTable(engine, fleet, author=author)
         self.telemetry = TelemetryTable(engine, fleet, author=author)
         self.leaders = LeaderTable(engine, fleet)
+        self.work = WorkTable(engine, fleet)
         self.drift = DriftTable(engine, fleet, author=author)
 
     def by(self, author: str) -> FleetState:
@@ -130,6 +139,17 @@ class FleetState:
     def select(self, cohort: Cohort, now: float) -> SelectedDevices:
         """The devices that a cohort selects, for the plan of a rollout. Raises SettingsError as `SelectedDevices`."""
         return SelectedDevices(self._engine, self.fleet, cohort, now, self.offline_after_seconds)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Make one transaction of all that this thread reads and writes inside the block: all is stored, or nothing.
+
+        Raises:
+            UnavailableError: the database did not answer.
+            Exception: the first error of a table, also where the block went on after it.
+        """
+        with together(self._engine):
+            yield
 
     def leader_lock(self) -> LeaderLock:
         """The lock that one controller of the fleet holds, not taken yet."""

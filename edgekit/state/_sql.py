@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -31,21 +33,90 @@ class FleetTable:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
+        shared = _SHARED.get()
+        if shared is not None and shared.engine is self._engine:
+            with shared.joined() as connection:
+                yield connection
+            return
         with wrapped_errors(), self._engine.connect() as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        with wrapped_errors(), self._engine.connect() as connection:
-            connection = connection.execution_options(writes=True)
-            fence: Fence | None = connection.get_execution_options().get("fence")
-            with connection.begin():
-                if fence is not None:
-                    fence(connection)
+        shared = _SHARED.get()
+        if shared is not None and shared.engine is self._engine:
+            with shared.joined() as connection:
                 yield connection
+            return
+        with _transaction(self._engine) as connection:
+            yield connection
+
+
+class _Shared:
+    """A transaction that several reads and writes of one thread share.
+
+    Args:
+        engine: The tables of this engine take part.
+        connection: Its connection, in a writing transaction.
+
+    Attributes:
+        error: The error of the first step that failed; the transaction is not committed then.
+    """
+
+    def __init__(self, engine: sa.Engine, connection: sa.Connection) -> None:
+        self.engine, self.connection = engine, connection
+        self.error: Exception | None = None
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[sa.Connection]:
+        """The connection for one step. Raises the error of an earlier step: what it wrote may be half of it."""
+        if self.error is not None:
+            raise self.error
+        try:
+            with wrapped_errors():
+                yield self.connection
+        except Exception as error:
+            self.error = error
+            raise
+
+
+_SHARED: ContextVar[_Shared | None] = ContextVar("shared transaction", default=None)
+
+
+@contextlib.contextmanager
+def together(engine: sa.Engine) -> Iterator[None]:
+    """Make one transaction of all that this thread reads and writes inside the block: all of it is stored, or nothing.
+
+    Raises:
+        UnavailableError: the database did not answer.
+        Exception: the first error of a step, also where the block went on after it.
+    """
+    with _transaction(engine) as connection:
+        shared = _Shared(engine, connection)
+        token = _SHARED.set(shared)
+        try:
+            yield
+        finally:
+            _SHARED.reset(token)
+        if shared.error is not None:
+            raise shared.error
+
+
+@contextlib.contextmanager
+def _transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
+    with wrapped_errors(), engine.connect() as connection:
+        connection = connection.execution_options(writes=True)
+        fence: Fence | None = connection.get_execution_options().get("fence")
+        with connection.begin():
+            if fence is not None:
+                fence(connection)
+            yield connection
 
 
 _NOTHING: Mapping[str, Any] = {}
+
+
+Condition = Callable[[Any], sa.ColumnElement[bool]]
 
 
 def put(
@@ -55,7 +126,7 @@ def put(
     values: Mapping[str, Any],
     *,
     on_insert: Mapping[str, Any] = _NOTHING,
-    only_if: sa.ColumnElement[bool] | None = None,
+    only_if: Condition | None = None,
 ) -> bool:
     """Insert a row, or update it if it exists and `only_if` holds for it.
 
@@ -68,16 +139,55 @@ def put(
         key: The primary key.
         values: Columns to write.
         on_insert: More columns for a new row.
-        only_if: Condition on the existing row; None always updates.
+        only_if: A function of a module that makes the condition on the existing row from the columns of the new row;
+            None always updates.
 
     Returns:
         True if a row was written.
     """
-    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
-    row = kind.insert(table).values(**key, **on_insert, **values)
-    upsert = row.on_conflict_do_update(index_elements=list(key), set_=dict(values), where=only_if)
+    upsert = _upsert(connection.dialect.name, table, tuple(key), tuple(values), only_if)
     # Without the option, SQLAlchemy gives no count for an INSERT on PostgreSQL.
-    return connection.execute(upsert, execution_options={"preserve_rowcount": True}).rowcount > 0
+    row = {**key, **on_insert, **values}
+    return connection.execute(upsert, row, execution_options={"preserve_rowcount": True}).rowcount > 0
+
+
+def put_all(
+    connection: sa.Connection,
+    table: sa.Table,
+    key: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    on_insert: Mapping[str, Any] = _NOTHING,
+    only_if: Condition | None = None,
+) -> None:
+    """As `put`, for many rows with the same columns.
+
+    Args:
+        connection, table, on_insert, only_if: As `put`.
+        key: Names of the columns of the primary key.
+        rows: The key and the columns to write, of each row; of rows with one key, each comes after the ones before.
+    """
+    if rows:
+        values = tuple(name for name in rows[0] if name not in key)
+        upsert = _upsert(connection.dialect.name, table, tuple(key), values, only_if)
+        connection.execute(upsert, [{**row, **on_insert} for row in rows])
+
+
+@functools.lru_cache(maxsize=256)  # building a statement takes longer than running it
+def _upsert(
+    dialect: str,
+    table: sa.Table,
+    key: tuple[str, ...],
+    values: tuple[str, ...],
+    only_if: Condition | None,
+) -> sa.Insert:
+    kind = postgresql if dialect == "postgresql" else sqlite
+    row = kind.insert(table)
+    where = only_if(row.excluded) if only_if is not None else None
+    upsert: sa.Insert = row.on_conflict_do_update(
+        index_elements=list(key), set_={name: row.excluded[name] for name in values}, where=where
+    )
+    return upsert
 
 
 def to_json(value: Any) -> str:

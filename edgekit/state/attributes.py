@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from edgekit.bundle.order import version_order
 from edgekit.mqtt.messages import Reported
 from edgekit.state._sql import put, to_json, untrusted_text
-from edgekit.state.tables import MAX_KEY, MAX_VALUE, attributes, reports
+from edgekit.state.tables import MAX_KEY, MAX_VALUE, attributes
 
 LABEL = "label"
 REPORTED = ("fact", "version", "digest", "state", "outcome", "waiting")
@@ -128,13 +128,6 @@ def update_report(
     for row in changed:
         key = {"fleet": fleet, "device": device, "kind": row.kind, "key": row.key}
         put(connection, attributes, key, {"value": row.value, "sorted": row.sorted, "number": row.number})
-
-
-def indexed_digest(connection: sa.Connection, fleet: str, device: str) -> str | None:
-    """The digest that is stored with a device's report; None where there is no report."""
-    mine = sa.and_(reports.c.fleet == fleet, reports.c.device == device)
-    found: str | None = connection.execute(sa.select(reports.c.indexed).where(mine)).scalar()
-    return found
 
 
 def _replace(connection: sa.Connection, fleet: str, device: str, kinds: tuple[str, ...], rows: list[Attribute]) -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from edgekit.bounds import MAX_DATE, MAX_INTEGER, MAX_ROW, number_fault
-from edgekit.errors import DataError, NotFoundError, SettingsError
+from edgekit.errors import NotFoundError, SettingsError
 from edgekit.identity.series import StoredNumbers
 from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, Telemetry
 from edgekit.rollout.cohort import Cohort, Device
-from edgekit.state._sql import FleetTable, put, to_json, untrusted_json, untrusted_text
+from edgekit.state._sql import FleetTable, put_all, to_json, untrusted_json, untrusted_text
 from edgekit.state.attributes import put_labels
 from edgekit.state.audit import record, take_turn
 from edgekit.state.filters import cohort_condition
-from edgekit.state.report_writer import ReportWriter
+from edgekit.state.report_writer import CheckedReport, ReportWriter, check_report
 from edgekit.state.tables import assignments, commands, devices, events, presence, removed_devices, reports
 
 
@@ -38,6 +39,13 @@ MAX_STORED_EVENTS = 500
 UNKNOWN_DEVICE = "unknown-device"
 MAX_TEXT = 2_000
 SORTS = ("name", "target", "enrolled", "seen")
+_KEY = ("fleet", "device")
+# Built at import: building a statement takes longer than running it.
+_KEYS = (
+    sa.select(devices.c.name, devices.c.public_key)
+    .where(devices.c.fleet == sa.bindparam("of_fleet"))
+    .where(devices.c.name.in_(sa.bindparam("names", expanding=True)))
+)
 
 
 class DeviceView(msgspec.Struct, frozen=True):
@@ -143,10 +151,20 @@ class DeviceTable(FleetTable):
         with self._reading() as connection:
             row = connection.execute(self._devices().where(devices.c.name == name)).mappings().first()
         if row is None:
-            raise NotFoundError(
-                f"no device {name!r} is enrolled in fleet {self._fleet!r}", advice="See: edgekit device list"
-            )
+            raise self.unknown(name)
         return read_device(row)
+
+    def unknown(self, name: str) -> NotFoundError:
+        """The error for a name that is not enrolled."""
+        return NotFoundError(
+            f"no device {name!r} is enrolled in fleet {self._fleet!r}", advice="See: edgekit device list"
+        )
+
+    def public_keys(self, names: Collection[str]) -> dict[str, str]:
+        """The public keys (PEM) of those of the named devices that are enrolled, by name."""
+        with self._reading() as connection:
+            found = connection.execute(_KEYS, {"of_fleet": self._fleet, "names": list(names)})
+            return {row.name: row.public_key for row in found}
 
     def all(self) -> list[Device]:
         """All devices, by name."""
@@ -218,40 +236,22 @@ class DeviceTable(FleetTable):
             condition = cohort_condition(cohort, now, offline_after_seconds)
             return connection.execute(query.where(condition)).scalar() or 0
 
-    def latest_change(self) -> float:
-        """Time of the last enrollment or report, wall clock seconds; 0 if there was none."""
-        enrolled = sa.select(sa.func.max(devices.c.enrolled)).where(devices.c.fleet == self._fleet)
-        received = sa.select(sa.func.max(reports.c.received)).where(reports.c.fleet == self._fleet)
-        with self._reading() as connection:
-            return max(connection.execute(query).scalar() or 0.0 for query in (enrolled, received))
-
     def save_report(self, report: Reported, now: float, *, live: bool = True, payload: bytes | None = None) -> bool:
-        """Store `report`, unless the stored one has the same or a higher number; returns True if it was stored.
+        """Store one report; True if it was stored. Arguments and errors as `check_report`, else as `save_reports`."""
+        return not self.save_reports([check_report(report, live=live, payload=payload)], now)[0]
+
+    def save_reports(self, checked: Sequence[CheckedReport], now: float) -> list[int]:
+        """Store reports, but for those with a number that is not above the stored one.
 
         Args:
-            report: The report.
+            checked: Reports in the order of their arrival.
             now: Wall clock seconds.
-            live: The device sent it just now, so the device is online even if an older will arrived late.
-            payload: The report as the device signed it.
 
-        Raises:
-            DataError: the report cannot be stored as JSON, or its number is out of range.
+        Returns:
+            For each, 0 if it was stored, else the number of the report that is stored instead.
         """
-        if not 0 < report.number <= MAX_INTEGER:
-            raise DataError(f"report number is {report.number}, expected 1 to {MAX_INTEGER}")
-        body = untrusted_json(report)
         with self._writing() as connection:
-            written = self._reports.write(connection, report, body, now, payload)
-            if written is None:
-                return False
-            if live:
-                values: dict[str, Any] = {"seen": now, "online": True}
-                if 0 < report.session <= MAX_INTEGER:
-                    # Signed, so it also corrects a higher session of a device that lost its disk, or a forged one.
-                    values["session"] = report.session
-                self._put_presence(connection, report.device, values)
-        self._reports.committed(report.device, written)
-        return True
+            return self._reports.write(connection, checked, now)
 
     def numbers(self, name: str) -> StoredNumbers:
         """The highest numbers that the database has of a device."""
@@ -273,20 +273,35 @@ class DeviceTable(FleetTable):
         return StoredNumbers(row["number"], session, highest, row["received"], run, row["payload"] or b"")
 
     def save_presence(self, name: str, message: Presence, now: float) -> None:
-        """Store a birth or a will; ignores the will of an older session."""
-        if not 0 <= message.session <= MAX_INTEGER:
-            return
+        """Store one birth or will, as `save_presences`."""
+        self.save_presences([(name, message)], now)
+
+    def save_presences(self, messages: Sequence[tuple[str, Presence]], now: float) -> None:
+        """Store births and wills in their order, each with the name of its device; ignores wills of older sessions."""
+        defaults: dict[str, Any] = {"telemetry": "{}"}
+        valid = [(name, message) for name, message in messages if 0 <= message.session <= MAX_INTEGER]
         with self._writing() as connection:
-            values: dict[str, Any] = {"online": message.online, "session": message.session}
-            if message.online:
-                values["seen"] = now
-            self._put_presence(connection, name, values, only_if=presence.c.session <= message.session)
+            for online, group in itertools.groupby(valid, key=lambda one: one[1].online):
+                seen, unseen = ({"seen": now}, {}) if online else ({}, {"seen": 0.0})
+                rows = [
+                    {"fleet": self._fleet, "device": name, "online": online, "session": message.session, **seen}
+                    for name, message in group
+                ]
+                put_all(connection, presence, _KEY, rows, on_insert={**defaults, **unseen}, only_if=_not_older)
 
     def save_telemetry(self, telemetry: Telemetry, now: float) -> None:
         """Store a device's last counters. Raises DataError if they cannot be stored as JSON."""
-        text = untrusted_json(telemetry)
+        self.save_counters([(telemetry.device, untrusted_json(telemetry))], now)
+
+    def save_counters(self, counters: Sequence[tuple[str, str]], now: float) -> None:
+        """Store the last counters of devices: name and JSON of each, in the order of their arrival."""
+        defaults = {"online": False, "session": 0}
+        rows = [
+            {"fleet": self._fleet, "device": name, "seen": now, "telemetry": text}
+            for name, text in dict(counters).items()
+        ]
         with self._writing() as connection:
-            self._put_presence(connection, telemetry.device, {"seen": now, "telemetry": text})
+            put_all(connection, presence, _KEY, rows, on_insert=defaults)
 
     def add_event(self, event: Event, now: float) -> None:
         """Store one event, once; deletes the device's oldest events above `max_events`, and none of other devices.
@@ -336,16 +351,10 @@ class DeviceTable(FleetTable):
     def _devices(self) -> sa.Select[Any]:
         return sa.select(devices).where(devices.c.fleet == self._fleet).order_by(devices.c.name)
 
-    def _put_presence(
-        self,
-        connection: sa.Connection,
-        name: str,
-        values: Mapping[str, Any],
-        only_if: sa.ColumnElement[bool] | None = None,
-    ) -> None:
-        defaults = {"online": False, "session": 0, "seen": 0.0, "telemetry": "{}"}
-        on_insert = {column: value for column, value in defaults.items() if column not in values}
-        put(connection, presence, {"fleet": self._fleet, "device": name}, values, on_insert=on_insert, only_if=only_if)
+
+def _not_older(row: Any) -> sa.ColumnElement[bool]:
+    not_older: sa.ColumnElement[bool] = presence.c.session <= row.session
+    return not_older
 
 
 def _order(sort: str) -> list[sa.ColumnElement[Any]]:

@@ -1,29 +1,49 @@
-"""Writes reports and the rows that filters select by; a report that changes nothing costs one statement."""
+"""Writes reports and the rows that filters select by, of many devices with few statements."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from edgekit.bounds import MAX_INTEGER
+from edgekit.errors import DataError
 from edgekit.mqtt.messages import Reported
-from edgekit.state._sql import put
+from edgekit.state._sql import put_all, untrusted_json
 from edgekit.state.attributes import (
     Attribute,
-    indexed_digest,
     put_report,
     report_attributes,
     traits,
     update_report,
 )
-from edgekit.state.tables import assignments, reports
+from edgekit.state.tables import assignments, presence, reports
 
 MAX_DEVICES = 10_000
 
 
+class CheckedReport(NamedTuple):
+    """A report that can be stored.
+
+    Attributes:
+        report: The report.
+        live: The device sent it just now, so the device is online even if an older will arrived late.
+        payload: The report as the device signed it; None where it is not known.
+        body: The report as JSON.
+        rows, digest: What filters select by, as `report_attributes` makes them.
+    """
+
+    report: Reported
+    live: bool
+    payload: bytes | None
+    body: str
+    rows: list[Attribute]
+    digest: str
+
+
 class Written(NamedTuple):
-    """The last write of this process for a device: numbers of its report, and the rows with their digest."""
+    """What this process wrote last for a device."""
 
     number: int
     digest: str
@@ -31,11 +51,25 @@ class Written(NamedTuple):
     assignment: int
 
 
+class Stored(NamedTuple):
+    """Number of a device's report in the database, and the digest of its rows for filters; 0 and None without one."""
+
+    number: int = 0
+    indexed: str | None = None
+
+
+def check_report(report: Reported, *, live: bool, payload: bytes | None) -> CheckedReport:
+    """Check a report. Raises DataError if it cannot be stored as JSON, or its number is out of range."""
+    if not 0 < report.number <= MAX_INTEGER:
+        raise DataError(f"report number is {report.number}, expected 1 to {MAX_INTEGER}")
+    return CheckedReport(report, live, payload, untrusted_json(report), *report_attributes(report))
+
+
 class ReportWriter:
     """Stores reports of one fleet.
 
     It remembers what it wrote last for each device. That is still in the database exactly if the stored report has the
-    same number, which the update itself checks; another controller may have written meanwhile.
+    same number; another controller may have written meanwhile.
 
     Args:
         fleet: Name of the fleet.
@@ -45,56 +79,104 @@ class ReportWriter:
         self._fleet = fleet
         self._written: dict[str, Written] = {}
 
-    def write(
-        self, connection: sa.Connection, report: Reported, body: str, now: float, payload: bytes | None
-    ) -> Written | None:
-        """Store a report inside the caller's transaction, unless the stored one has the same or a higher number.
+    def write(self, connection: sa.Connection, checked: Sequence[CheckedReport], now: float) -> list[int]:
+        """Store reports inside the caller's transaction, but for those with a number that is not above the stored one.
 
         Args:
             connection: The transaction.
-            report: The report.
-            body: The report as JSON.
+            checked: The reports in the order of their arrival.
             now: Wall clock seconds.
-            payload: The report as the device signed it; None where it is not known.
 
         Returns:
-            What was written, for `committed` after the transaction; None if nothing was.
+            For each report, 0 if it is stored; else the number of the report that is stored instead. A report that
+            came just before a later one counts as stored.
         """
-        rows, digest = report_attributes(report)
-        last = self._written.get(report.device)
-        if last is None or last.assignment != report.assignment:
-            self._raise_assignment(connection, report)
-        values = {"number": report.number, "received": now, "body": body, "indexed": digest, "payload": payload}
-        values["traits"] = traits(report)
-        if last is not None and last.number < report.number:
-            same = sa.and_(
-                reports.c.fleet == self._fleet, reports.c.device == report.device, reports.c.number == last.number
-            )
-            if connection.execute(reports.update().where(same).values(**values)).rowcount == 1:
-                if digest != last.digest:
-                    update_report(connection, self._fleet, report.device, last.rows, rows)
-                return Written(report.number, digest, rows, report.assignment)
-        before = indexed_digest(connection, self._fleet, report.device)
-        key = {"fleet": self._fleet, "device": report.device}
-        if not put(connection, reports, key, values, only_if=reports.c.number < report.number):
-            return None
-        if digest != before:
-            put_report(connection, self._fleet, report.device, rows)
-        return Written(report.number, digest, rows, report.assignment)
+        before = self._stored(connection, [one.report.device for one in checked])
+        last: dict[str, CheckedReport] = {}
+        found = []
+        for one in checked:
+            name = one.report.device
+            number = last[name].report.number if name in last else before[name].number
+            fresh = one.report.number > number
+            found.append(0 if fresh else number)
+            if fresh:
+                last[name] = one
+        put_all(
+            connection, reports, ("fleet", "device"), [self._row(one, now) for one in last.values()], only_if=_newer
+        )
+        for name, one in last.items():
+            self._write_rows(connection, one, before[name])
+        fresh_ones = [one for one, number in zip(checked, found, strict=True) if not number and one.live]
+        self._put_presence(connection, fresh_ones, now)
+        return found
+
+    def _stored(self, connection: sa.Connection, names: list[str]) -> dict[str, Stored]:
+        rows = connection.execute(_STORED, {"of_fleet": self._fleet, "names": names})
+        return dict.fromkeys(names, Stored()) | {row.device: Stored(row.number, row.indexed) for row in rows}
+
+    def _row(self, one: CheckedReport, now: float) -> dict[str, Any]:
+        return {
+            "fleet": self._fleet,
+            "device": one.report.device,
+            "number": one.report.number,
+            "received": now,
+            "body": one.body,
+            "indexed": one.digest,
+            "payload": one.payload,
+            "traits": traits(one.report),
+        }
+
+    def _write_rows(self, connection: sa.Connection, one: CheckedReport, before: Stored) -> None:
+        """Write the rows for filters that differ, and look after the version of the device's assignment."""
+        name = one.report.device
+        last = self._written.get(name)
+        if last is not None and (last.number, last.digest) != before:
+            last = None
+        if last is None or last.assignment != one.report.assignment:
+            self._raise_assignment(connection, one.report)
+        if one.digest != before.indexed and last is not None:
+            update_report(connection, self._fleet, name, last.rows, one.rows)
+        elif one.digest != before.indexed:
+            put_report(connection, self._fleet, name, one.rows)
+        if name not in self._written and len(self._written) >= MAX_DEVICES:
+            self._written.clear()
+        self._written[name] = Written(one.report.number, one.digest, one.rows, one.report.assignment)
 
     def _raise_assignment(self, connection: sa.Connection, report: Reported) -> None:
         """Give the device's assignment a version above the accepted one, in case the database was restored."""
         if not 0 < report.assignment < MAX_INTEGER:
             return
-        lower = sa.and_(
-            assignments.c.fleet == self._fleet,
-            assignments.c.device == report.device,
-            assignments.c.version < report.assignment,
-        )
-        connection.execute(assignments.update().where(lower).values(version=report.assignment + 1, payload=None))
+        accepted = {"of_fleet": self._fleet, "of_device": report.device, "accepted": report.assignment}
+        connection.execute(_RAISE, accepted)
 
-    def committed(self, device: str, written: Written) -> None:
-        """Remember what is in the database now."""
-        if device not in self._written and len(self._written) >= MAX_DEVICES:
-            self._written.clear()
-        self._written[device] = written
+    def _put_presence(self, connection: sa.Connection, live: Sequence[CheckedReport], now: float) -> None:
+        """Note that the devices are online. The session is signed, so it also corrects a forged or a lost one."""
+        key, defaults = ("fleet", "device"), {"telemetry": "{}"}
+        seen = [{"fleet": self._fleet, "device": one.report.device, "seen": now, "online": True} for one in live]
+        numbered = [0 < one.report.session <= MAX_INTEGER for one in live]
+        named = zip(live, seen, numbered, strict=True)
+        with_session = [{**row, "session": one.report.session} for one, row, has in named if has]
+        without = [row for row, has in zip(seen, numbered, strict=True) if not has]
+        put_all(connection, presence, key, with_session, on_insert=defaults)
+        put_all(connection, presence, key, without, on_insert={**defaults, "session": 0})
+
+
+def _newer(row: Any) -> sa.ColumnElement[bool]:
+    newer: sa.ColumnElement[bool] = reports.c.number < row.number
+    return newer
+
+
+# Built at import: building a statement takes longer than running it.
+_STORED = (
+    sa.select(reports.c.device, reports.c.number, reports.c.indexed)
+    .where(reports.c.fleet == sa.bindparam("of_fleet"))
+    .where(reports.c.device.in_(sa.bindparam("names", expanding=True)))
+    .order_by(reports.c.device)  # two controllers lock the rows in one order
+    .with_for_update()
+)
+_RAISE = (
+    assignments.update()
+    .where(assignments.c.fleet == sa.bindparam("of_fleet"), assignments.c.device == sa.bindparam("of_device"))
+    .where(assignments.c.version < sa.bindparam("accepted"))
+    .values(version=sa.bindparam("accepted") + 1, payload=None)
+)

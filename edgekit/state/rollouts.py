@@ -246,7 +246,8 @@ class RolloutTable(FleetTable):
             The rollouts whose devices changed.
         """
         with self._reading() as connection:
-            found = connection.execute(self._reported_late(now, since)).all()
+            values = {"of_fleet": self._fleet, "since": since, "watched": now - WATCH_SECONDS}
+            found = connection.execute(_REPORTED_LATE, values).all()
         changed = []
         for number in sorted({row.rollout for row in found}):
             bodies = {row.device: row.body for row in found if row.rollout == number}
@@ -360,35 +361,6 @@ class RolloutTable(FleetTable):
         chosen = sa.case(*matches, else_=None) if matches else sa.null()
         return canary.label("canary"), chosen.label("chosen")
 
-    def _reported_late(self, now: float, since: float) -> sa.Select[tuple[int, str, str]]:
-        """Rollout, device and report of devices that reported since `since`, in rollouts that ended before.
-
-        A device that a later rollout of the model reached belongs to that one.
-        """
-        later_rollout, later_device = rollouts.alias(), rollout_devices.alias()
-        reached_again = (
-            sa.select(later_device.c.device)
-            .join(later_rollout, later_rollout.c.id == later_device.c.rollout)
-            .where(
-                later_rollout.c.fleet == rollouts.c.fleet,
-                later_rollout.c.model == rollouts.c.model,
-                later_rollout.c.id > rollouts.c.id,
-                later_device.c.device == rollout_devices.c.device,
-                later_device.c.state.not_in([state.value for state in UNASSIGNED]),
-            )
-            .exists()
-        )
-        undecided = rollout_devices.c.state.in_([state.value for state in UNDECIDED])
-        just_ended = sa.and_(rollouts.c.updated >= now - WATCH_SECONDS, rollout_devices.c.state == "SUCCEEDED")
-        return (
-            sa.select(rollout_devices.c.rollout, rollout_devices.c.device, reports.c.body)
-            .join(rollouts, rollouts.c.id == rollout_devices.c.rollout)
-            .join(reports, (reports.c.fleet == rollouts.c.fleet) & (reports.c.device == rollout_devices.c.device))
-            .where(rollouts.c.fleet == self._fleet, rollouts.c.state.in_(ENDED), reports.c.received >= since)
-            .where(sa.or_(sa.and_(rollouts.c.undecided > 0, undecided), just_ended))
-            .where(~reached_again)
-        )
-
 
 def _no_rollout(number: int, fleet: str) -> NotFoundError:
     return NotFoundError(f"there is no rollout {number} in fleet {fleet!r}", advice="See: edgekit rollout list")
@@ -411,3 +383,41 @@ def _status(
         chosen=chosen,
         can_shadow=can_shadow(str(report.facts.get("edgekit", ""))) if report else False,
     )
+
+
+def _reported_late() -> sa.Select[tuple[int, str, str]]:
+    """Rollout, device and report of devices that reported since `since`, in rollouts that ended before.
+
+    A device that a later rollout of the model reached belongs to that one. A rollout that was changed after `watched`
+    has ended just now.
+    """
+    later_rollout, later_device = rollouts.alias(), rollout_devices.alias()
+    reached_again = (
+        sa.select(later_device.c.device)
+        .join(later_rollout, later_rollout.c.id == later_device.c.rollout)
+        .where(
+            later_rollout.c.fleet == rollouts.c.fleet,
+            later_rollout.c.model == rollouts.c.model,
+            later_rollout.c.id > rollouts.c.id,
+            later_device.c.device == rollout_devices.c.device,
+            later_device.c.state.not_in([state.value for state in UNASSIGNED]),
+        )
+        .exists()
+    )
+    undecided = rollout_devices.c.state.in_([state.value for state in UNDECIDED])
+    just_ended = sa.and_(rollouts.c.updated >= sa.bindparam("watched"), rollout_devices.c.state == "SUCCEEDED")
+    return (
+        sa.select(rollout_devices.c.rollout, rollout_devices.c.device, reports.c.body)
+        .join(rollouts, rollouts.c.id == rollout_devices.c.rollout)
+        .join(reports, (reports.c.fleet == rollouts.c.fleet) & (reports.c.device == rollout_devices.c.device))
+        .where(
+            rollouts.c.fleet == sa.bindparam("of_fleet"),
+            rollouts.c.state.in_(ENDED),
+            reports.c.received >= sa.bindparam("since"),
+        )
+        .where(sa.or_(sa.and_(rollouts.c.undecided > 0, undecided), just_ended))
+        .where(~reached_again)
+    )
+
+
+_REPORTED_LATE = _reported_late()  # built at import: building a statement takes longer than running it

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from edgekit.health.alarms import Baseline, Finding, judge_hour
 from edgekit.mqtt.messages import Event, Telemetry
 from edgekit.sketches.signals import MAX_SKETCHES, parse_signal
 from edgekit.sketches.sketch import Sketch, sketch_fault
-from edgekit.state._sql import FleetTable, put, to_json, untrusted_text
+from edgekit.state._sql import FleetTable, put_all, to_json, untrusted_json, untrusted_text
 from edgekit.state.devices import insert_event
 from edgekit.state.drift import forget_ended, is_drift
 from edgekit.state.tables import alarms, telemetry_hours, telemetry_marks
@@ -38,6 +39,14 @@ class HourBody(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     counters: dict[str, float] = {}
     sketches: dict[str, Sketch] = {}
+
+
+class CheckedTelemetry(NamedTuple):
+    """A message that can be stored: its values that are added up, and its counters as JSON."""
+
+    telemetry: Telemetry
+    body: HourBody
+    counters: str
 
 
 class DeviceHour(msgspec.Struct, frozen=True):
@@ -72,38 +81,70 @@ class Alarm(msgspec.Struct, frozen=True):
 _BODY = msgspec.json.Decoder(HourBody)
 _BASELINES = msgspec.json.Decoder(dict[str, Baseline])
 
+# Built at import: building a statement takes longer than running it. Two controllers lock the rows in one order.
+_MARKS = (
+    sa.select(telemetry_marks.c.device, telemetry_marks.c.session, telemetry_marks.c.number)
+    .where(telemetry_marks.c.fleet == sa.bindparam("of_fleet"))
+    .where(telemetry_marks.c.device.in_(sa.bindparam("names", expanding=True)))
+    .order_by(telemetry_marks.c.device)
+    .with_for_update()
+)
+_BODIES = (
+    sa.select(telemetry_hours.c.device, telemetry_hours.c.body)
+    .where(telemetry_hours.c.fleet == sa.bindparam("of_fleet"), telemetry_hours.c.hour == sa.bindparam("of_hour"))
+    .where(telemetry_hours.c.device.in_(sa.bindparam("names", expanding=True)))
+    .order_by(telemetry_hours.c.device)
+    .with_for_update()
+)
+
 
 class TelemetryTable(FleetTable):
     """The telemetry of one fleet."""
 
     def add(self, telemetry: Telemetry, now: float) -> bool:
-        """Add a message to the roll-up of the present hour; False if it holds nothing, or was added before.
+        """Add one message; False if it holds nothing, or was added before. Errors as `check_telemetry`."""
+        return self.add_all([check_telemetry(telemetry)], now) > 0
+
+    def add_all(self, messages: Sequence[CheckedTelemetry], now: float) -> int:
+        """Add messages to the roll-ups of the present hour; returns how many were added.
 
         Args:
-            telemetry: The message. Only messages with a number are added: others cannot be told from repetitions.
+            messages: Messages in the order of their arrival. Only those with a number are added: others cannot be told
+                from repetitions.
             now: Wall clock seconds.
-
-        Raises:
-            DataError: a number or a name is not valid.
         """
-        fresh = _checked(telemetry)
-        if telemetry.number <= 0 or not (fresh.counters or fresh.sketches):
-            return False
-        hour = int(now // HOUR_SECONDS)
-        key = {"fleet": self._fleet, "device": telemetry.device}
+        filled = [(one, body) for one, body, _ in messages if one.number > 0 and (body.counters or body.sketches)]
+        if not filled:
+            return 0
+        hour, names = int(now // HOUR_SECONDS), list({one.device for one, _ in filled})
+        mine = {"of_fleet": self._fleet, "names": names}
         with self._writing() as connection:
-            mark = {"session": telemetry.session, "number": telemetry.number}
-            newer = sa.or_(
-                telemetry_marks.c.session < telemetry.session,
-                sa.and_(telemetry_marks.c.session == telemetry.session, telemetry_marks.c.number < telemetry.number),
-            )
-            if not put(connection, telemetry_marks, key, mark, on_insert={"baselines": "{}"}, only_if=newer):
-                return False
-            query = sa.select(telemetry_hours.c.body).where(self._hour(telemetry.device, hour))
-            before = connection.execute(query.with_for_update()).scalar()
-            body = _joined(_read_body(before), fresh)
-            put(connection, telemetry_hours, {**key, "hour": hour}, {"body": to_json(body), "judged": False})
-        return True
+            marks = {row.device: (row.session, row.number) for row in connection.execute(_MARKS, mine)}
+            rows = connection.execute(_BODIES, {**mine, "of_hour": hour})
+            bodies = {row.device: _read_body(row.body) for row in rows}
+            changed, added = set(), 0
+            for one, body in filled:
+                mark = (one.session, one.number)
+                if mark <= marks.get(one.device, (-1, 0)):
+                    continue
+                marks[one.device], added = mark, added + 1
+                bodies[one.device] = _joined(bodies[one.device], body) if one.device in bodies else body
+                changed.add(one.device)
+            self._put(connection, hour, {name: (*marks[name], bodies[name]) for name in sorted(changed)})
+        return added
+
+    def _put(self, connection: sa.Connection, hour: int, changed: Mapping[str, tuple[int, int, HourBody]]) -> None:
+        """Write the marks (session and number) and the roll-ups of devices."""
+        marks = [
+            {"fleet": self._fleet, "device": name, "session": session, "number": number}
+            for name, (session, number, _) in changed.items()
+        ]
+        put_all(connection, telemetry_marks, ("fleet", "device"), marks, on_insert={"baselines": "{}"}, only_if=_newer)
+        rows = [
+            {"fleet": self._fleet, "device": name, "hour": hour, "body": to_json(body), "judged": False}
+            for name, (_, _, body) in changed.items()
+        ]
+        put_all(connection, telemetry_hours, ("fleet", "device", "hour"), rows)
 
     def hours(self, device: str, *, since: float = 0.0) -> list[DeviceHour]:
         """The roll-ups of a device whose hour begins at `since` (wall clock seconds) or later, the oldest first."""
@@ -206,8 +247,13 @@ class TelemetryTable(FleetTable):
         )
 
 
-def _checked(telemetry: Telemetry) -> HourBody:
-    """The checked values of a message. Raises DataError for numbers and names that cannot be added up."""
+def _newer(row: Any) -> sa.ColumnElement[bool]:
+    same = telemetry_marks.c.session == row.session
+    return sa.or_(telemetry_marks.c.session < row.session, sa.and_(same, telemetry_marks.c.number < row.number))
+
+
+def check_telemetry(telemetry: Telemetry) -> CheckedTelemetry:
+    """Check a message. Raises DataError for numbers and names that cannot be added up or stored."""
     for word, rising in (("session", telemetry.session), ("number", telemetry.number)):
         if not 0 <= rising <= MAX_INTEGER:
             raise DataError(f"{word} is {rising}, expected 0 to {MAX_INTEGER}")
@@ -227,7 +273,8 @@ def _checked(telemetry: Telemetry) -> HourBody:
             raise DataError(f"{key[:MAX_NAME]!r} is no name of a sketch")
         if fault := sketch_fault(sketch):
             raise DataError(f"sketch {key} is not valid: {fault}")
-    return HourBody(telemetry.seconds, counters, telemetry.sketches)
+    text = untrusted_json(msgspec.structs.replace(telemetry, sketches={}))
+    return CheckedTelemetry(telemetry, HourBody(telemetry.seconds, counters, telemetry.sketches), text)
 
 
 def _joined(one: HourBody, other: HourBody) -> HourBody:

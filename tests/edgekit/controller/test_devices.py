@@ -1,9 +1,10 @@
 """Messages of devices are verified and stored; commands are sent signed, and their answers are stored."""
 
 import msgspec
+import sqlalchemy as sa
 
-from edgekit.controller.devices import HELD_SECONDS
-from edgekit.errors import UnavailableError
+from edgekit.controller.inbox import HELD_SECONDS
+from edgekit.errors import DataError, UnavailableError
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import Command, Event, Outcome, Presence, Result, Telemetry, encode
 from edgekit.rollout.values import RolloutState
@@ -66,7 +67,7 @@ async def test_unknown_device_and_garbage_are_events(tmp_path):
         await device.report(facts={"fine": True})
         await side.until(lambda: view(side).facts == {"fine": True})
         assert events(side) == ["bad-message"]
-        assert side.controller.devices.failures == 0
+        assert side.controller.devices.inbox.failures == 0
 
 
 async def test_report_for_another_device_or_fleet_is_refused(tmp_path):
@@ -137,7 +138,7 @@ async def test_absurd_values_do_no_harm(tmp_path):
         kept, complaint = side.state.devices.events("pi-1")
         assert complaint.kind == "bad-message"
         assert (len(kept.kind), len(kept.message), kept.detail) == (63, 2000, {})
-        assert side.controller.devices.failures == 0
+        assert side.controller.devices.inbox.failures == 0
 
 
 async def test_report_that_json_cannot_hold_breaks_no_rollout(tmp_path):
@@ -216,15 +217,15 @@ async def test_a_standby_keeps_messages_and_stores_them_when_it_leads(tmp_path):
         await device.report(facts={"n": 1})
         await side.until(lambda: view(side).facts == {"n": 1})
         service = side.controller.devices
-        service._leading = lambda: leading
+        service.inbox._leading = lambda: leading
         leading = False
         for number, kind in enumerate(("old", "new")):
             event = seal(Event("pi-1", kind, float(number + 1)), device.signer)
             await device.say("event", event)
-        await side.until(lambda: len(service._inbox) == 2)
-        service._inbox[0] = service._inbox[0]._replace(at=side.clock.wall() - HELD_SECONDS - 1.0)
+        await side.until(lambda: len(service.inbox._waiting) == 2)
+        service.inbox._waiting[0] = service.inbox._waiting[0]._replace(at=side.clock.wall() - HELD_SECONDS - 1.0)
         await device.report(number=70, facts={"n": 70})
-        await side.until(lambda: any("reported" in one.message.topic for one in service._inbox))
+        await side.until(lambda: any("reported" in one.message.topic for one in service.inbox._waiting))
         assert events(side) == []
         leading = True
         service.leading_changed(True)
@@ -240,15 +241,59 @@ async def test_messages_that_cannot_be_stored_now_are_stored_later_once_and_in_o
         service, calls = side.controller.devices, []
         handle = service._handle
 
-        def failing(arrived):
+        def failing(arrived, batch):
             calls.extend([arrived] if arrived.message.topic.endswith("/event") else [])
             if len(calls) == 3:
                 raise UnavailableError("the database did not answer")
-            handle(arrived)
+            handle(arrived, batch)
 
         service._handle = failing
         for number in range(5):
             await device.say("event", seal(Event("pi-1", f"kind-{number}", float(number + 1)), device.signer))
         await side.until(lambda: len(events(side)) == 5)
         assert events(side) == [f"kind-{number}" for number in (4, 3, 2, 1, 0)]
-        assert len(calls) == 6
+        assert len(calls) > 5  # those before the failure were handled again, and stored once
+
+
+async def test_messages_that_come_together_are_stored_in_few_transactions(tmp_path):
+    """A transaction costs far more than a message in it."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        await side.until(lambda: view(side).online)
+        writes = []
+        sa.event.listen(side.state.devices._engine, "commit", lambda one: writes.append(_writes(one)))
+        for number in range(1, 61):
+            telemetry = Telemetry("pi-1", 0.0, 60.0, {"n": 1.0}, session=1, number=number)
+            await device.say("telemetry", encode(telemetry))
+        await device.report(number=60, facts={"n": 60})
+        await side.until(lambda: view(side).facts == {"n": 60})
+        (hour,) = side.state.telemetry.hours("pi-1")
+        assert hour.body.counters == {"n": 60.0}
+        assert sum(writes) < 20
+
+
+async def test_a_message_that_the_database_refuses_costs_no_other_one(tmp_path):
+    """All of a batch are tried again, each alone; an event says what was refused, once."""
+    async with ControlSide(tmp_path) as side:
+        device, other = await side.device("pi-1"), await side.device("pi-2")
+        await side.until(lambda: view(side).online and view(side, "pi-2").online)
+        table, add = side.state.telemetry, side.state.telemetry.add_all
+
+        def refusing(messages, now):
+            if any(one.telemetry.device == "pi-1" for one in messages):
+                raise DataError("the database refuses a value")
+            return add(messages, now)
+
+        table.add_all = refusing
+        for one in (device, other):
+            await one.say("telemetry", encode(Telemetry(one.name, 0.0, 60.0, {"n": 1.0}, session=1, number=1)))
+            await one.say("event", seal(Event(one.name, "seen", 1.0), one.signer))
+        await side.until(lambda: events(side) == ["seen", "bad-message"] or events(side) == ["bad-message", "seen"])
+        await side.until(lambda: events(side, "pi-2") == ["seen"])
+        await side.until(lambda: side.state.telemetry.hours("pi-2"))
+        assert side.state.telemetry.hours("pi-1") == []
+        assert side.controller.devices.inbox.failures == 0
+
+
+def _writes(connection):
+    return bool(connection.get_execution_options().get("writes"))

@@ -119,3 +119,17 @@ def test_latency_is_counted_in_octaves() -> None:
     """Nine percent wide bins from a microsecond to hours."""
     assert latency_ms(latency_value(0.016)) == pytest.approx(16)
     assert latency_ms(latency_value(0.0)) < 0.001
+
+
+@given(VALUES, VALUES, st.integers(-8, 2))
+def test_sketches_of_one_width_merge_to_the_sketch_of_all_values(
+    one: list[float], other: list[float], exponent: int
+) -> None:
+    """Their counts are added without a look at single bins, where they fit."""
+    assert sketch(one, exponent).merged(sketch(other, exponent)) == sketch([*one, *other], exponent)
+
+
+def test_a_sketch_with_empty_ends_merges_like_one_without() -> None:
+    """One may come from outside."""
+    odd, other = Sketch(0, 0, (0, 3, 0), 1.0, 1.5, 3), Sketch(0, 1, (2,), 1.0, 1.0, 2)
+    assert odd.merged(other) == Sketch(0, 1, (5,), 1.0, 1.5, 5)

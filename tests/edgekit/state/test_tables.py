@@ -19,7 +19,8 @@ from edgekit.mqtt.messages import Presence, Reported, Telemetry
 from edgekit.rollout.cohort import Cohort, Device
 from edgekit.rollout.plan import RolloutPlan, Wave
 from edgekit.rollout.values import Aborted, DeviceState, Paused, Resumed, RolloutState
-from edgekit.state import open_fleet_state
+from edgekit.state import Work, open_fleet_state
+from edgekit.state.report_writer import check_report
 from edgekit.state.tables import MIGRATIONS, metadata, migration_config, open_database
 from edgekit.trust.assignment import Entry
 from tests.simulators.postgres import emptied, missing, running_postgres
@@ -140,7 +141,8 @@ def test_two_processes_may_open_an_empty_database_at_once(url):
 
 OPENER = """
 import sys, threading, time
-from edgekit.state import open_fleet_state
+from edgekit.state import Work, open_fleet_state
+from edgekit.state.report_writer import check_report
 
 threads = int(sys.argv[1])
 open_fleet_state("sqlite://", "f").close()  # what is imported late is imported now
@@ -383,3 +385,69 @@ def test_waves_that_are_filters_reach_their_devices_in_order(state):
     devices = state.rollouts.survey(number, 2.0).devices
     assert {name: one.chosen for name, one in devices.items()} == {"a": None, "b": 1, "c": 0, "d": None}
     assert [name for name, one in devices.items() if one.state is DeviceState.ASSIGNED] == ["c"]
+
+
+# --- many messages at once
+
+
+def reported(number, device="a", **fields):
+    return Reported(device, "f", number, 1.0, 0, {}, {}, **fields)
+
+
+def test_steps_of_one_transaction_are_stored_together_or_not_at_all(state):
+    """Also where the caller goes on after the error of a step, because the step may have written half of its rows."""
+    enroll(state, "a", "b")
+
+    def go_on_after_an_error():
+        with state.together():
+            state.devices.save_presence("a", Presence(True, 1), 5.0)
+            with contextlib.suppress(NotFoundError):
+                state.rollouts.apply(7, Paused(), 5.0)
+
+    with pytest.raises(NotFoundError):
+        go_on_after_an_error()
+    assert not any(view.online for view in state.devices.views(5.0, 90.0))
+    with state.together():
+        state.devices.save_presence("a", Presence(True, 1), 5.0)
+        state.devices.save_report(reported(3), 5.0)
+        assert state.devices.numbers("a").report == 3
+    assert {view.device: view.online for view in state.devices.views(5.0, 90.0)} == {"a": True, "b": False}
+
+
+def test_of_reports_that_come_together_the_last_one_of_each_device_stays(state):
+    """Filters select by it, and each report is judged against those before it."""
+    enroll(state, "a", "b")
+    state.devices.save_report(reported(5, facts={"n": 5}), 1.0)
+    checked = [
+        check_report(reported(number, device, facts={"n": number}), live=True, payload=None)
+        for device, number in (("a", 6), ("b", 1), ("a", 4), ("a", 8), ("a", 7))
+    ]
+    assert state.devices.save_reports(checked, 2.0) == [0, 0, 6, 0, 8]
+    assert [view.facts for view in state.devices.views(2.0, 90.0)] == [{"n": 8}, {"n": 1}]
+    assert state.devices.count(2.0, 90.0, Cohort(filter="fact.n == 8")) == 1
+    assert state.devices.save_reports(checked, 3.0) == [8, 1, 8, 8, 8]
+
+
+def test_a_look_finds_the_work_of_a_round(state):
+    """And nothing where there is nothing to do."""
+    assert state.work.look(5.0, 10.0) == Work()
+    state.devices.enroll(Device(name="a", target="t", public_key="pem", enrolled=1.0))
+    state.devices.save_report(reported(1), 7.0)
+    state.rollouts.start("m", "1.0.0", {"t": entry()}, now=8.0)
+    found = state.work.look(9.0, 10.0)
+    assert (found.change, found.rollouts, found.unsigned, found.unpublished) == (7.0, True, False, False)
+    state.rollouts.survey(1, 9.0)
+    assert state.work.look(9.0, 10.0).unsigned
+    state.assignments.signed("a", 1, b"signed", 100.0)
+    found = state.work.look(9.0, 10.0)
+    assert (found.unpublished, found.unsigned) == (True, False)
+    assert state.work.look(9.0, 101.0).unsigned  # it expires soon
+    state.assignments.published("a", 1)
+    assert not state.work.look(9.0, 10.0).unpublished
+    state.pause.set(True, 9.0, reason="storm")
+    assert state.work.look(9.0, 10.0).pause == state.pause.get()
+    number = state.commands.add("a", "self-test", now=9.0, expires=20.0).number
+    assert state.work.look(9.0, 10.0).commands
+    state.commands.sent("a", number)
+    assert not state.work.look(9.0, 10.0).commands
+    assert state.work.look(30.0, 10.0).commands  # it is late

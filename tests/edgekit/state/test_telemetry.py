@@ -17,6 +17,7 @@ from edgekit.rollout.cohort import Device
 from edgekit.sketches.sketch import Sketch, made
 from edgekit.state import FleetState, open_fleet_state
 from edgekit.state.drift import MAX_CLOSED_ALARMS, MAX_OPEN
+from edgekit.state.telemetry import check_telemetry
 from tests.simulators.postgres import emptied, missing, running_postgres
 
 HOUR = 3600.0
@@ -246,3 +247,16 @@ def test_a_device_cannot_fill_the_table_of_alarms(state: FleetState) -> None:
         state.drift.save(drift(subject=str(number), device="b"), float(number))
         state.drift.save(drift("drift-ended", subject=str(number), device="b"), float(number))
     assert len(state.telemetry.alarms("b", ended=True, limit=1000)) == MAX_CLOSED_ALARMS + 1
+
+
+def test_messages_that_come_together_count_once_each(state: FleetState) -> None:
+    """In one batch and over batches, for each device by its own numbers."""
+    for name in "ab":
+        state.devices.enroll(Device(name, "t", "key"))
+    batch = [message(1), message(2), message(2), message(1, device="b"), message(1), message(3)]
+    assert state.telemetry.add_all([check_telemetry(one) for one in batch], 10.0) == 4
+    assert state.telemetry.add_all([check_telemetry(message(3)), check_telemetry(message(4))], 20.0) == 1
+    (hour,), (other,) = state.telemetry.hours("a"), state.telemetry.hours("b")
+    assert (hour.body.seconds, hour.body.counters) == (240.0, {"digits.requests": 20.0})
+    assert hour.body.sketches[KEY].total == 400
+    assert other.body.sketches[KEY].total == 100
