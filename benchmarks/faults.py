@@ -34,6 +34,7 @@ from device_agents.inference.cloud.retry_budget import RetryBudget
 from device_agents.inference.cloud_client import CloudClient
 from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import CloudOptions, ServiceOptions
+from device_agents.inference.request import Outgoing
 from device_agents.inference.service import InferenceService
 from edgekit.bundle.manifest import Manifest
 from edgekit.clock import SystemClock
@@ -153,7 +154,7 @@ class Device:
         """True where the tier answered in time."""
         expected = Expected(local=LOCAL, wanted=("scores",))
         with contextlib.suppress(CloudError):
-            await self._fallback.ask(MODEL, {"x": UNSURE}, left_seconds=left, expected=expected)
+            await self._fallback.ask(MODEL, Outgoing({"x": UNSURE}), left_seconds=left, expected=expected)
             return True
         return False
 

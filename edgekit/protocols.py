@@ -281,14 +281,16 @@ class CloudTier(Protocol):
         *,
         timeout_seconds: float,
         wanted: Collection[str] | None = None,
+        postprocess: bool | None = None,
     ) -> CloudAnswer:
         """Send one request to the cloud tier. The answer is not checked against the device's model.
 
         Args:
             model: Name of the model there.
-            inputs: Logical inputs.
+            inputs: Logical inputs, or bytes that the tier's model decodes.
             timeout_seconds: Longest wait; it is sent with the request, so that the tier does not run it later.
             wanted: Outputs that are needed; others may be left out of the answer. None for all.
+            postprocess: Whether the tier does the steps after its model; None leaves that to the tier.
 
         Raises:
             CloudError: No answer that follows the protocol came within the time.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,18 +16,25 @@ from converters.cascade.calibrate import Calibration, Promise, Run, calibrate
 from converters.cascade.page import with_section
 from converters.cascade.record import with_cascade
 from converters.compare import bundle_interface, stated_like
+from converters.data.image_folders import load_originals
 from converters.data.samples import Samples, load_samples
 from converters.framework_process import TensorFlowProcess
 from converters.frontends import load_model
 from converters.graph.interface import sample_spec
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_MODEL, ROLE_REPORT, VERSION, Manifest, parse_manifest
-from edgekit.certificate.document import CERTIFICATE_NAME, ROLE_CERTIFICATE, Bound, processing_digest
+from edgekit.bundle.sample_rows import run_bytes
+from edgekit.bundle.state import client_inputs
+from edgekit.certificate.document import CERTIFICATE_NAME, ORIGINAL, ROLE_CERTIFICATE, Bound, processing_digest
+from edgekit.decoding import open_processor
 from edgekit.errors import DataError, RefusedError
 from edgekit.mqtt.sample_reasons import SampleReason
+from edgekit.preprocess import Processing, Raw, output_labels, raw_inputs
 from edgekit.runtimes import open_runtime
 from edgekit.samples.table import REASON
+from edgekit.tensors import Array
 from edgekit.versions import runtime_version
 
+BYTES_ROWS, MOST_BYTES = 32, 2**23  # of original samples in one call
 PAGE, REPORT = "report.html", "report.json"
 
 
@@ -66,11 +73,54 @@ def read_bundle(path: Path, role: str) -> Manifest:
 
 
 @contextlib.contextmanager
-def bundle_tier(path: Path) -> Iterator[Tier]:
-    """A bundle in place of the cloud tier that will serve it; runs on this machine."""
+def bundle_tier(path: Path, raw: str = "") -> Iterator[Tier]:
+    """A bundle in place of the cloud tier that will serve it; runs on this machine.
+
+    Args:
+        path: Folder of the bundle.
+        raw: Name under which it gets the original bytes of samples, which it decodes; empty for tensors.
+
+    Raises:
+        DataError: it does not decode such bytes.
+    """
     manifest = read_bundle(path, "cloud")
     with _running(manifest, path) as run:
-        yield Tier(manifest.name, manifest.digest, run)
+        yield Tier(manifest.name, manifest.digest, _decoding(manifest, path, raw, run) if raw else run)
+
+
+def _decoding(manifest: Manifest, folder: Path, raw: str, run: Run) -> Run:
+    """`run` for original bytes, decoded with the bundle's own steps."""
+    processor = open_processor(manifest, folder)
+    names = [one.name for one in processor.raw] if processor else []
+    if processor is None or raw not in names:
+        raise DataError(
+            f"--cloud {folder} takes no bytes as {raw!r}; it takes {', '.join(map(repr, names)) or 'none'}",
+            advice="Convert the cloud model with --preprocess and the same raw name, or leave --cloud-inputs out.",
+        )
+    outputs = [one.spec.name for one in manifest.outputs]
+
+    def decoded(samples: Mapping[str, Array]) -> dict[str, Array]:
+        return run(processor.convert_rows(raw, samples[raw].tolist()))
+
+    return lambda samples: run_bytes(decoded, outputs, samples, rows=BYTES_ROWS, most_bytes=MOST_BYTES)
+
+
+def raw_name(manifest: Manifest) -> str:
+    """The name under which clients send images to the edge bundle.
+
+    Raises:
+        DataError: it takes no images, or more than one.
+    """
+    raws: tuple[Raw, ...] = ()
+    if isinstance(manifest.processing, Processing):
+        raws = raw_inputs(manifest.processing, client_inputs(manifest.inputs))
+    if len(raws) != 1 or raws[0].kind != "image":
+        found = ", ".join(f"{raw.name} ({raw.kind})" for raw in raws) or "none"
+        raise DataError(
+            f"--cloud-inputs original is for bundles that take one image as bytes; {manifest.name} takes {found}",
+            advice="Leave --cloud-inputs out; the device then sends decoded tensors.",
+        )
+    return raws[0].name
 
 
 @contextlib.contextmanager
@@ -104,7 +154,14 @@ def model_tier(path: Path, edge: Manifest) -> Iterator[Tier]:
 
 
 def certify_bundle(
-    edge: Path, tier: Tier, promise: Promise, data: Path, unlabelled: Path | None, version: str, output: Path | None
+    edge: Path,
+    tier: Tier,
+    promise: Promise,
+    data: Path,
+    unlabelled: Path | None,
+    version: str,
+    output: Path | None,
+    raw: str = "",
 ) -> tuple[Path, Calibration]:
     """Certify an edge bundle with a cloud tier, and write the bundle of the new version.
 
@@ -115,6 +172,8 @@ def certify_bundle(
         data, unlabelled: Held-out samples, and more whose labels are not used; None for none.
         version: Version of the new bundle; empty for the next patch version.
         output: Folder of the new bundle's folder; None for that of the edge bundle.
+        raw: Name under which the tier gets the original bytes of the samples; empty where it gets the edge bundle's
+            tensors.
 
     Raises:
         DataError: a bundle or the data cannot be used.
@@ -146,9 +205,10 @@ def certify_bundle(
         tier.name,
         tier.digest,
         tier.format or msgspec.UNSET,
+        ORIGINAL if raw else msgspec.UNSET,
     )
     with _running(manifest, edge) as run:
-        samples, more = (None if one is None else _samples(one, manifest) for one in (data, unlabelled))
+        samples, more = (None if one is None else _samples(one, manifest, edge, raw) for one in (data, unlabelled))
         assert samples is not None
         result = calibrate(promise, manifest.task, run, tier.run, samples, more, bound)
     files = {entry.path: (entry.role, (edge / entry.path).read_bytes()) for entry in manifest.files}
@@ -160,12 +220,26 @@ def certify_bundle(
     return write_bundle(folder, name, with_files(new, files), files), result
 
 
-def _samples(path: Path, manifest: Manifest) -> Samples:
+def _samples(path: Path, manifest: Manifest, edge: Path, raw: str) -> Samples:
+    if raw and path.is_file():
+        raise DataError(
+            f"{path} holds tensors, and --cloud-inputs original needs the bytes of images",
+            advice="Give a folder of images with one sub-folder for each class.",
+        )
     interface = bundle_interface(manifest)
     specs = [sample_spec(one.spec) for one in interface.inputs if one.in_graph]
-    samples = load_samples(path, specs, classes=manifest.task.labels, interface=interface)
+    processor = open_processor(manifest, edge) if path.is_dir() else None
+    classes = _classes(manifest)
+    samples = load_samples(path, specs, processor, classes, interface)
     _check_by_chance(path)
-    return samples
+    return msgspec.structs.replace(samples, originals={raw: load_originals(path, classes)}) if raw else samples
+
+
+def _classes(manifest: Manifest) -> Sequence[str]:
+    """Names of the classes in the model's order; empty where the bundle does not have them."""
+    if manifest.task.labels or not isinstance(manifest.processing, Processing):
+        return manifest.task.labels
+    return next(iter(output_labels(manifest.processing).values()), ())
 
 
 def _check_by_chance(path: Path) -> None:

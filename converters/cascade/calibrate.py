@@ -102,7 +102,8 @@ def answers(edge: Run, cloud: Run, samples: Samples, task: Task) -> Answers:
     Raises:
         DataError: an answer is not one row of scores a sample, or the models have different classes.
     """
-    outputs = {where: run(samples.inputs).get(task.output) for where, run in (("edge", edge), ("cloud", cloud))}
+    asked = (("edge", edge, samples.inputs), ("cloud", cloud, samples.originals or samples.inputs))
+    outputs = {where: run(inputs).get(task.output) for where, run, inputs in asked}
     for where, found in outputs.items():
         if found is None or found.ndim != 2 or len(found) != len(samples) or found.shape[1] < 2:
             shape = "none" if found is None else str(list(found.shape))
@@ -132,7 +133,7 @@ def calibrate(
     Args:
         promise: What is to be proven.
         task: Task of the edge bundle.
-        edge, cloud: Run the models on samples (N, ...).
+        edge, cloud: Run the models on samples (N, ...); the cloud model on their original bytes, where they are kept.
         samples: Held-out samples; with labels unless the target is ``regret``.
         unlabelled: More samples, whose labels are not used; None for none.
         bound: What the certificate is bound to.
@@ -209,6 +210,7 @@ def _certificate(
         bound=bound,
         samples=len(proving),
         unlabelled=0 if extra is None else len(extra),
+        format=bound.certificate_format,
     )
     if proving.edge_wrong is None or proving.cloud_wrong is None:
         return certificate

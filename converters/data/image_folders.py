@@ -48,6 +48,17 @@ def load_folder(
             "docs/preprocess.md shows an example.",
         )
     require_decoder()
+    files, names = image_files(path, labels)
+    inputs = _rows(path, processor, raws[0].name, [file for file, _ in files])
+    return inputs, np.array([index for _, index in files], np.int64), names
+
+
+def image_files(path: Path, labels: Sequence[str] = ()) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
+    """The images below `path` with their classes, in the order of the rows of `load_folder`, and the classes' names.
+
+    Raises:
+        DataError: there are no sub-folders or images.
+    """
     folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise DataError(f"{path} has no sub-folders", advice="Put the images of each class into one sub-folder.")
@@ -55,8 +66,22 @@ def load_folder(
     files = [(file, names.index(folder)) for folder in folders for file in _images(path / folder)]
     if not files:
         raise DataError(f"{path} holds no images (files that end in {', '.join(SUFFIXES)})")
-    inputs = _rows(path, processor, raws[0].name, [file for file, _ in files])
-    return inputs, np.array([index for _, index in files], np.int64), names
+    return files, names
+
+
+def load_originals(path: Path, labels: Sequence[str] = ()) -> Array:
+    """The bytes of each image file (N,), in the order of the rows of `load_folder`.
+
+    Raises:
+        DataError: there are no sub-folders or images, or a file cannot be read.
+    """
+    files, _ = image_files(path, labels)
+    rows = np.empty(len(files), dtype=object)
+    try:
+        rows[:] = [file.read_bytes() for file, _ in files]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror or error}") from error
+    return rows
 
 
 def _images(folder: Path) -> list[Path]:

@@ -39,6 +39,7 @@ class Samples(msgspec.Struct, frozen=True):
         other_labels: Labels of other outputs (N, ...), by the output's name.
         groups: Group of each row (N,), names or integers; None where there are none.
         stream: Stream of each row (N,), from 0 on; None for a model without state, and before it is known.
+        originals: The bytes of each row (N,) by the name under which clients send them; empty where they are not kept.
         feeds: For a model with state, the output that feeds an input, by the input's name; `inputs` has the states
             of the float model (see `converters.data.stateful`).
     """
@@ -50,6 +51,7 @@ class Samples(msgspec.Struct, frozen=True):
     groups: Array | None = None
     stream: Array | None = None
     feeds: dict[str, str] = {}
+    originals: dict[str, Array] = {}
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -70,6 +72,7 @@ class Samples(msgspec.Struct, frozen=True):
             None if self.groups is None else self.groups[rows],
             None if self.stream is None else self.stream[rows],
             self.feeds,
+            {name: value[rows] for name, value in self.originals.items()},
         )
 
     def labels_of(self, output: str) -> Array | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -12,8 +12,9 @@ from device_agents.update.evidence_rules import Policy, refuses_start
 from edgekit.bundle.evidence import Standing, made_with, standing_text
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import SettingsError, UnavailableError
+from edgekit.preprocess import Processing, output_labels, raw_inputs
 from edgekit.serving.oip.tensor_data import NAMES
-from edgekit.tensors import TensorSpec
+from edgekit.tensors import DType, TensorSpec
 
 TIER_CLOCK_SLACK_SECONDS = 300.0
 CLOCK_SLACK_SECONDS = 24 * 3600.0
@@ -48,21 +49,59 @@ def states_interface(document: Mapping[str, Any]) -> bool:
     return any(isinstance(document.get(kind), list) and document[kind] for kind in ("inputs", "outputs"))
 
 
+def bytes_faults(document: Mapping[str, Any], processing: Processing, inputs: Sequence[TensorSpec]) -> list[str]:
+    """Why the cloud tier's model cannot decode the bytes that clients of the device send; empty where it can.
+
+    Args:
+        document: The metadata that the cloud tier gave, unchecked: ``edgekit_bytes``, or inputs of the datatype BYTES.
+        processing: The steps around the device's model.
+        inputs: Logical inputs of the device's model.
+    """
+    kinds = {one["name"]: one.get("kind") for one in _tables(document, "edgekit_bytes") if "name" in one}
+    plain = [one.get("name") for one in _tables(document, "inputs") if one.get("datatype") == NAMES[DType.BYTES]]
+    faults = []
+    for raw in raw_inputs(processing, inputs):
+        if raw.name in kinds and kinds[raw.name] not in (None, raw.kind):
+            faults.append(f"input {raw.name!r} takes {kinds[raw.name]} there, and {raw.kind} on the device")
+        if raw.name not in kinds and raw.name not in plain:
+            has = ", ".join(map(repr, [*kinds, *plain])) or "none"
+            faults.append(f"input {raw.name!r} cannot be sent as bytes (cloud_inputs = original); it takes {has}")
+    return faults + _label_faults(document, output_labels(processing))
+
+
+def _label_faults(document: Mapping[str, Any], labels: Mapping[str, Sequence[str]]) -> list[str]:
+    """Classes in another order would be answered under wrong names, and nothing else would show it."""
+    there = {one.get("name"): one.get("labels") for one in _tables(document, "edgekit_answers")}
+    return [
+        f"the classes of output {name!r} have other names or another order than the device's"
+        for name, names in labels.items()
+        if isinstance(there.get(name), list) and there[name] != list(names)
+    ]
+
+
+def _tables(document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    found = document.get(key)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
 def interface_faults(
-    document: Mapping[str, Any], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    document: Mapping[str, Any],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    decoded_there: Collection[str] = (),
 ) -> list[str]:
     """Where the cloud tier's model has another interface than the device's; empty where an answer can be used.
 
     Args:
         document: The metadata that the cloud tier gave, unchecked.
         inputs, outputs: Logical tensors of the device's model. Further outputs in the cloud tier do not matter.
+        decoded_there: Inputs of the device's model that the cloud tier gets as bytes; then the tier's own inputs, which
+            it fills from them, are not compared.
     """
     faults = []
-    for kind, specs in (("input", inputs), ("output", outputs)):
-        stated = document.get(f"{kind}s")
-        there = (
-            {one.get("name"): one for one in stated or () if isinstance(one, dict)} if isinstance(stated, list) else {}
-        )
+    sent = [spec for spec in inputs if spec.name not in decoded_there]
+    for kind, specs in (("input", sent), ("output", outputs)):
+        there = {one.get("name"): one for one in _tables(document, f"{kind}s")}
         for spec in specs:
             if spec.name not in there:
                 faults.append(f"{kind} {spec.name!r} is missing; it has {', '.join(map(repr, there)) or 'none'}")
@@ -72,7 +111,7 @@ def interface_faults(
                 faults.append(f"{kind} {spec.name!r} is {datatype}, the device's is {NAMES[spec.dtype]}")
             if not _fits(shape, spec.shape):
                 faults.append(f"{kind} {spec.name!r} has the shape {shape}, the device's is {spec.shape_text}")
-        if kind == "input":
+        if kind == "input" and not decoded_there:
             known = {spec.name for spec in specs}
             faults += [
                 f"input {name!r} is needed there, and the device has none" for name in there if name not in known

@@ -21,12 +21,12 @@ from device_agents.assemble import (
     without_user,
 )
 from device_agents.diagnostics.check_rules import judge_certificate, judge_clock, judge_evidence, judge_providers
-from device_agents.diagnostics.cloud_check import check_cloud
+from device_agents.diagnostics.cloud_check import Sent, check_cloud
 from device_agents.diagnostics.pending import pending_deployments
 from device_agents.facts import measure_facts
 from device_agents.inference.cloud.retry_budget import RetryBudget
 from device_agents.inference.egress_rules import stricter
-from device_agents.inference.options import ALLOWED, DECODED, NEVER, CloudOptions, ServiceOptions
+from device_agents.inference.options import ALLOWED, DECODED, NEVER, ORIGINAL, CloudOptions, ServiceOptions
 from device_agents.remote.overlay import Overlay
 from device_agents.spool.store import stored_entries
 from device_agents.storage.evidence import EvidenceFile
@@ -212,6 +212,13 @@ class _Checks:
         policies = {name: self._policy(name, manifest) for name, manifest in sorted(self._cloud_models().items())}
         kept = [name for name, policy in policies.items() if policy == NEVER]
         decoded = [name for name, policy in policies.items() if policy == DECODED]
+        unsendable = [name for name in decoded if self._cloud_options(name).cloud_inputs == ORIGINAL]
+        if unsendable:
+            raise SettingsError(
+                f"cloud_inputs is original and send_inputs allows decoded tensors only: {', '.join(unsendable)}. Bytes "
+                "that clients send are never sent",
+                advice='Set cloud_inputs = "decoded", or send_inputs = "allowed" where the bundle allows it too.',
+            )
         held = {url: fallback_hold(settings) or endpoint_hold(settings, url) for url in settings.all_cloud_urls()}
         shared = len(set(held.values())) == 1
         urls = [
@@ -250,13 +257,14 @@ class _Checks:
             else "; ".join(f"{without_user(u)}: {t}" for u, t in found.items())
         )
 
-    def _models_at(self, url: str) -> dict[str, tuple[str, Manifest | None]]:
-        """The models that an endpoint answers for: the name there, and the installed bundle, where there is one."""
-        return {
-            name: (self._cloud_options(name).cloud_model or name, manifest)
-            for name, manifest in self._cloud_models().items()
-            if url in self._settings.cloud_urls_of(name) and self._policy(name, manifest) != NEVER
-        }
+    def _models_at(self, url: str) -> dict[str, Sent]:
+        """The models that an endpoint answers for."""
+        found = {}
+        for name, manifest in self._cloud_models().items():
+            if url in self._settings.cloud_urls_of(name) and self._policy(name, manifest) != NEVER:
+                options = self._cloud_options(name)
+                found[name] = Sent(options.cloud_model or name, manifest, options.cloud_inputs == ORIGINAL)
+        return found
 
     def _policy(self, name: str, manifest: Manifest | None) -> str:
         """The inputs of a model that may be sent: the stricter of settings and bundle."""

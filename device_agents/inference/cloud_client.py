@@ -27,9 +27,11 @@ from edgekit.errors import CloudError, DataError, SettingsError
 from edgekit.protocols import CloudAnswer
 from edgekit.serving.oip import codec as oip
 from edgekit.serving.oip.deadlines import DEADLINE_PARAMETER, MAX_DEADLINE_MS
+from edgekit.serving.session.preparation import POSTPROCESS_PARAMETER
 from edgekit.tensors import Array
 
 _NO_BINARY = (400, 406, 415, 422, 500, 501)  # what servers without binary tensors answer to one
+_NO_FORM = 415  # the status of a server that does not take the form of a request
 _LONG = 256 * 1024  # bytes from which tensors are copied and parsed outside the event loop
 _RETURN_SHARE, _LONGEST_RETURN_SECONDS = 0.1, 0.02  # of the time left, kept for the way back
 _JSON_TRIAL_SECONDS = 600.0
@@ -77,6 +79,7 @@ class CloudClient:
         *,
         timeout_seconds: float,
         wanted: Collection[str] | None = None,
+        postprocess: bool | None = None,
     ) -> CloudAnswer:
         """Call the cloud tier; see CloudTier.infer. The deadline goes with the request, so that it is not run too late.
 
@@ -85,10 +88,15 @@ class CloudClient:
         """
         name, deadline = self._model or model, time.monotonic() + timeout_seconds
         binary = self._takes_binary.get(name, True)
-        reply = await self._ask(name, inputs, deadline, binary=binary)
+        steps = {} if postprocess is None else {POSTPROCESS_PARAMETER: postprocess}
+        try:
+            reply = await self._ask(name, inputs, deadline, steps, binary=binary)
+        except DataError as error:
+            message = f"the cloud tier takes no binary tensors, and the inputs have no form in JSON: {error}"
+            raise CloudRefusedError(message, status=_NO_FORM) from error
         if reply.status in _NO_BINARY and binary and self._may_try_json(name):
             with contextlib.suppress(DataError, CloudError):  # the first answer says more
-                again = await self._ask(name, inputs, deadline, binary=False)
+                again = await self._ask(name, inputs, deadline, steps, binary=False)
                 if again.status == 200:
                     reply, binary = again, False
         if reply.status != 200:
@@ -124,11 +132,13 @@ class CloudClient:
         self._json_tried[name] = now
         return True
 
-    async def _ask(self, name: str, inputs: Mapping[str, Array], deadline: float, *, binary: bool) -> HttpReply:
+    async def _ask(
+        self, name: str, inputs: Mapping[str, Array], deadline: float, steps: Mapping[str, bool], *, binary: bool
+    ) -> HttpReply:
         left = deadline - time.monotonic()
         way_back = min(_LONGEST_RETURN_SECONDS, _RETURN_SHARE * left)
         deadline_ms = min(max((left - way_back) * 1000, 1.0), MAX_DEADLINE_MS)
-        parameters = {DEADLINE_PARAMETER: round(deadline_ms, 1)}
+        parameters = {DEADLINE_PARAMETER: round(deadline_ms, 1), **steps}
         request_id = f"{self._id}-{next(self._requests)}"  # models on KServe answer 500 where there is none
         encode = functools.partial(oip.encode_request, parameters=parameters, binary=binary, request_id=request_id)
         if sum(value.nbytes for value in inputs.values()) > _LONG:

@@ -9,6 +9,7 @@ from device_agents.inference.cascade.certificates import Certificates
 from device_agents.inference.cascade.certified import Held, News
 from device_agents.inference.cloud.failures import FallbackError
 from device_agents.inference.fallback import Fallback
+from device_agents.inference.options import CloudOptions
 from device_agents.inference.request import Request
 from device_agents.inference.routing_rules import Reason
 from edgekit.protocols import Clock, CloudAnswer
@@ -23,6 +24,7 @@ class Explorer:
 
     Args:
         fallback: The cloud tier.
+        options: Gives a model's options for the cloud tier.
         certificates: Where news are told.
         clock: Time for the daily limit.
         share: Share of the confident answers, 0 to 1.
@@ -30,9 +32,16 @@ class Explorer:
     """
 
     def __init__(
-        self, fallback: Fallback, certificates: Certificates, clock: Clock, share: float, spread: Callable[[], float]
+        self,
+        fallback: Fallback,
+        options: Callable[[str], CloudOptions],
+        certificates: Certificates,
+        clock: Clock,
+        share: float,
+        spread: Callable[[], float],
     ) -> None:
-        self._fallback, self._certificates, self._clock = fallback, certificates, clock
+        self._fallback, self._options = fallback, options
+        self._certificates, self._clock = certificates, clock
         self._share, self._spread = share, spread
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -61,9 +70,10 @@ class Explorer:
     async def _explore(self, request: Request, held: Held, local: dict[str, Array], see: See) -> None:
         output = held.certificate.output
         expected = request.expected._replace(local=local, wanted=(output,))
+        outgoing = request.outgoing(self._options(request.model).cloud_inputs)
         try:
             answer = await self._fallback.ask(  # a sure answer: with score 1 it never takes what an unsure one needs
-                request.model, request.inputs, left_seconds=None, expected=expected, score=1.0
+                request.model, outgoing, left_seconds=None, expected=expected, score=1.0
             )
         except FallbackError as error:
             if error.reason is not Reason.BUDGET_PACE:  # which keeps sure answers first; unsure ones may still be sent

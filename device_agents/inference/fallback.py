@@ -16,6 +16,7 @@ from device_agents.inference.cloud.endpoints import CloudEndpoint, CloudEndpoint
 from device_agents.inference.cloud.failures import Failure, FallbackError, failure_of
 from device_agents.inference.egress_rules import StreamPauses, release
 from device_agents.inference.options import CloudOptions
+from device_agents.inference.request import Outgoing
 from device_agents.inference.routing_rules import Reason
 from edgekit.errors import CloudError
 from edgekit.protocols import Clock, CloudAnswer
@@ -54,6 +55,7 @@ class _Request(NamedTuple):
     expected: Expected
     ends: float
     is_short: bool
+    outgoing: Outgoing
 
 
 class _Try(NamedTuple):
@@ -105,7 +107,7 @@ class Fallback:
         self._spread = spread
         self._budgets, self._hold = budgets, hold
         self._pauses = StreamPauses()
-        self._lines: dict[tuple[str, str], EndpointLine] = {}
+        self._lines: dict[tuple[str, str, bool], EndpointLine] = {}
         self._counts: dict[str, _Counts] = {}
 
     def serves(self, model: str) -> bool:
@@ -119,7 +121,7 @@ class Fallback:
     async def ask(
         self,
         model: str,
-        inputs: Mapping[str, Array],
+        outgoing: Outgoing,
         *,
         left_seconds: float | None,
         expected: Expected,
@@ -130,7 +132,7 @@ class Fallback:
 
         Args:
             model: Name on the device.
-            inputs: Logical inputs.
+            outgoing: The inputs, in the form in which they are sent.
             left_seconds: Longest wait that the request allows; None for no deadline.
             expected: What the device knows of the answer.
             score: Score of the local answer, 0 to 1, which a budget that burns too fast may keep; None for none.
@@ -140,7 +142,7 @@ class Fallback:
             FallbackError: there is no usable answer; the message says why.
         """
         options = self._options(model)
-        released = release(options.send_inputs, model, inputs)
+        released = release(options.send_inputs, model, outgoing.inputs)
         if released.fault:
             raise FallbackError(Reason.PRIVATE, released.fault)
         counts = self._counts.setdefault(model, _Counts())
@@ -158,6 +160,7 @@ class Fallback:
             expected,
             started + timeout,
             timeout < self._timeout_seconds,
+            outgoing,
         )
 
         def begin() -> None:
@@ -195,16 +198,17 @@ class Fallback:
             raise failed
         self._not_called(request.model, counts, refused)
 
-    def _line(self, model: str, endpoint: CloudEndpoint) -> EndpointLine:
-        key = (model, endpoint.name)
+    def _line(self, request: _Request, endpoint: CloudEndpoint) -> EndpointLine:
+        """A tier that takes tensors may refuse bytes, so each form has a breaker of its own."""
+        key = (request.model, endpoint.name, request.outgoing.original)
         if key not in self._lines:
-            self._lines[key] = EndpointLine(model, self._timeout_seconds)
+            self._lines[key] = EndpointLine(request.model, self._timeout_seconds)
         return self._lines[key]
 
     def _try(self, request: _Request, endpoint: CloudEndpoint, further: tuple[CloudEndpoint, ...]) -> _Try:
         """A try of an endpoint: it gets all that is left, or less where something else can answer."""
-        line, left = self._line(request.model, endpoint), request.ends - self._clock.monotonic()
-        others = sum(one.hold is None and self._line(request.model, one).is_closed for one in further)
+        line, left = self._line(request, endpoint), request.ends - self._clock.monotonic()
+        others = sum(one.hold is None and self._line(request, one).is_closed for one in further)
         timeout = left
         if others or request.expected.local:
             timeout = min(left, line.times.try_seconds(left / (others + 1)))
@@ -228,7 +232,11 @@ class Fallback:
             await self._budgets.store(request.model)
             try:
                 answer = await one.endpoint.tier.infer(
-                    request.there, request.inputs, timeout_seconds=one.timeout, wanted=request.expected.needed
+                    request.there,
+                    request.inputs,
+                    timeout_seconds=one.timeout,
+                    wanted=request.expected.needed,
+                    **_steps(request.outgoing),
                 )
                 outputs = checked(answer.outputs, request.expected)
             except CloudError as error:
@@ -241,11 +249,14 @@ class Fallback:
     def _failed(self, request: _Request, counts: _Counts, one: _Try, error: CloudError) -> FallbackError:
         """Count a failed call, log it, and let the breaker know of it."""
         failure = failure_of(error)
+        if failure is Failure.REFUSED and request.outgoing.original:
+            failure = Failure.BYTES_REFUSED
         counts.failures[failure] += 1
         self._note(request.model, counts, failure, error)
         one.line.failed(error, one.timeout, self._clock.monotonic(), self._spread())
         is_late = failure is Failure.TIMEOUT and request.is_short and not one.is_cut
-        return FallbackError(Reason.DEADLINE if is_late else Reason.CLOUD_FAILED, str(error))
+        reason = Reason.BYTES_REFUSED if failure is Failure.BYTES_REFUSED else Reason.CLOUD_FAILED
+        return FallbackError(Reason.DEADLINE if is_late else reason, str(error))
 
     def _not_called(self, model: str, counts: _Counts, error: FallbackError | None) -> NoReturn:
         """Count a request for which no endpoint was called, and raise the reason of the first."""
@@ -267,6 +278,11 @@ class Fallback:
         counts.logged[failure] = now, count
         since = f" ({count - before - 1} more since the last message)" if count - before > 1 else ""
         _log.warning("cloud tier, model %s: %s: %s%s", model, failure.value, error, since)
+
+
+def _steps(outgoing: Outgoing) -> dict[str, bool]:
+    """Left out where there is nothing to say: clients of an application's own may have no such argument."""
+    return {} if outgoing.postprocess is None else {"postprocess": outgoing.postprocess}
 
 
 def _named(counts: _Counts) -> dict[str, float]:

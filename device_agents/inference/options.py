@@ -11,6 +11,7 @@ import msgspec
 from device_agents.inference.cloud.budget_rules import Budget
 from edgekit.runtimes.providers import Acceleration
 from edgekit.serving.models.options import (
+    CloudInputs,
     FallbackThreshold,
     ModelSettings,
     RefutedCertificate,
@@ -19,6 +20,7 @@ from edgekit.serving.models.options import (
 )
 
 ALLOWED, DECODED, NEVER = "allowed", "decoded", "never"
+ORIGINAL = "original"
 ALL, LOCAL_ONLY = "all", "local-only"
 _SENDS_ALL = 2.0  # no score is that high
 
@@ -34,6 +36,7 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
         fallback_threshold: Local answers with a lower score go to the cloud tier; 0 keeps all local, "all" (or a number
             above 1) sends all.
         send_inputs: Whether inputs may leave the device.
+        cloud_inputs: The form in which they go to the cloud tier.
         stream_pause_seconds: Shortest time between two calls of the cloud tier for one stream.
         cloud_timeout_seconds: Longest wait for an answer of the cloud tier.
         cloud_calls_per_day, cloud_bytes_per_day: Budget of all models together; 0 for no limit.
@@ -52,6 +55,7 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
     cloud_model: str = ""
     fallback_threshold: FallbackThreshold = 0.8
     send_inputs: SendInputs = "allowed"
+    cloud_inputs: CloudInputs = "decoded"
     stream_pause_seconds: float = 0.0
     cloud_timeout_seconds: float = 2.0
     cloud_calls_per_day: int = 0
@@ -77,6 +81,7 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
         cloud_model: Its name there; empty for the same name.
         threshold: Local answers with a lower score go there.
         send_inputs: Whether its inputs may leave the device.
+        cloud_inputs: The form in which they go there.
         stream_pause_seconds: Shortest time between two calls for one of its streams.
         own_threshold: True where the threshold is set for this model; then a certificate's threshold is not used.
         refuted_certificate: What a refuted certificate changes.
@@ -86,6 +91,7 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
     cloud_model: str = ""
     threshold: float = 0.8
     send_inputs: SendInputs = "allowed"
+    cloud_inputs: CloudInputs = "decoded"
     stream_pause_seconds: float = 0.0
     own_threshold: bool = False
     refuted_certificate: RefutedCertificate = "careful"
@@ -105,6 +111,7 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
             cloud_model=choose("cloud_model"),
             threshold=_SENDS_ALL if threshold == ALL else float(threshold),
             send_inputs=choose("send_inputs"),
+            cloud_inputs=choose("cloud_inputs"),
             stream_pause_seconds=choose("stream_pause_seconds"),
             own_threshold=own.fallback_threshold is not None,
             refuted_certificate=service.refuted_certificate,

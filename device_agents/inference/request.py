@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from device_agents.inference import routing_rules
 from device_agents.inference.cascade.certified import Held
 from device_agents.inference.cloud.answer_rules import Expected
+from device_agents.inference.options import ORIGINAL
 from device_agents.inference.routing_rules import Decision, Reason, Route
 from edgekit.errors import DataError
 from edgekit.protocols import CloudAnswer
+from edgekit.serving.models.options import CloudInputs
 from edgekit.serving.oip.codec import InferResponse
 from edgekit.serving.oip.deadlines import DEADLINE_PARAMETER, deadline_ms
 from edgekit.serving.session.preparation import POSTPROCESS_PARAMETER, Prepared
@@ -20,6 +22,20 @@ from edgekit.tensors import Array
 
 _TEXT: dict[Route | Reason, str] = {one: one.value for one in (*Route, *Reason)}  # Enum.value is slow per request
 _PARAMETERS = ("edgekit_route", DEADLINE_PARAMETER, POSTPROCESS_PARAMETER)
+
+
+class Outgoing(NamedTuple):
+    """Inputs in the form in which they would be sent to the cloud tier.
+
+    Attributes:
+        inputs: By name.
+        postprocess: Whether the tier does the steps after its model; None leaves that to the tier.
+        original: True for bytes as the client sent them, which this device has decoded for its own model.
+    """
+
+    inputs: Mapping[str, Array]
+    postprocess: bool | None = None
+    original: bool = False
 
 
 class Request:
@@ -79,6 +95,18 @@ class Request:
         A request that names a stream may be one of a model that has no local bundle yet.
         """
         return self.place is not None if self.session is None else self.session.streams is not None
+
+    def outgoing(self, cloud_inputs: CloudInputs) -> Outgoing:
+        """The inputs for the cloud tier, in the form that the settings say; `release` decides whether they may leave.
+
+        Original bytes go without the steps after the tier's model: its answer must be comparable with the local one,
+        and this device does its own steps.
+        """
+        if self.session is None:
+            return Outgoing(self.sent, self.postprocess)
+        if cloud_inputs == ORIGINAL and self.inputs is not self.sent:
+            return Outgoing(self.sent, postprocess=False, original=True)
+        return Outgoing(self.inputs)
 
     def take(self, prepared: Prepared) -> None:
         """Use the inputs of `prepared`, and the session that they were prepared for."""

@@ -82,6 +82,8 @@ class InferenceRouter:
         assert request.session is not None  # it answered
         score = routing_rules.score(request.session.manifest.task, outputs)
         held = None if options.own_threshold else self._certificates.of(request.model, request.session.digest)
+        if held is not None and held.certificate.bound.original != request.outgoing(options.cloud_inputs).original:
+            held = None  # it was proven with inputs of the other form
         certified = None if held is None or not held.applies else routing_rules.certified_scores(held, outputs)
         after = routing_rules.after_running(
             request.route,
@@ -230,14 +232,20 @@ class InferenceRouter:
         if local is not None:
             expected = expected._replace(local=local)
             left = None if left is None else left - routing_rules.reserve_seconds(request.patience)
-        inputs = request.inputs
+        outgoing = request.outgoing(self._options(request.model).cloud_inputs)
         if rows is not None and local is not None and request.session is not None:
-            inputs = row_splitting.take(request.session.inputs, inputs, rows)
-            expected = expected._replace(sent=inputs, local=row_splitting.take(request.session.outputs, local, rows))
+            specs = request.session.inputs
+            decoded = row_splitting.take(specs, request.inputs, rows)
+            if outgoing.original:  # bytes have their rows along the first axis, whatever the input's batch axis is
+                same = [spec for spec in specs if outgoing.inputs.get(spec.name) is request.inputs.get(spec.name)]
+                outgoing = outgoing._replace(inputs=row_splitting.take(same, outgoing.inputs, rows))
+            else:
+                outgoing = outgoing._replace(inputs=decoded)
+            expected = expected._replace(sent=decoded, local=row_splitting.take(request.session.outputs, local, rows))
         try:
             stream = None if request.place is None else request.place.id
             answer = await self._fallback.ask(
-                request.model, inputs, left_seconds=left, expected=expected, score=score, stream=stream
+                request.model, outgoing, left_seconds=left, expected=expected, score=score, stream=stream
             )
         except CloudError:
             request.counters["cloud_errors"] += 1

@@ -47,6 +47,7 @@ class Reason(str, enum.Enum):
     BREAKER_OPEN = "breaker-open"
     CLOUD_BUSY = "cloud-busy"
     CLOUD_FAILED = "cloud-failed"
+    BYTES_REFUSED = "bytes-refused"  # the cloud tier's model does not take the original bytes
     DEADLINE = "deadline"
     STATEFUL = "stateful"  # the model has state, which is on this device only
     PRIVATE = "private"  # the settings or the bundle say that inputs of this model never leave the device

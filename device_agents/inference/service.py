@@ -105,14 +105,16 @@ class InferenceService:
             functools.lru_cache(maxsize=256)(lambda model: CloudOptions.of(service, own.get(model)))
         )
         self._budgets = Budgets(service.budget, lambda model: cloud_options(model).budget, self._clock, disk)
-        self.certificates = Certificates(service.explorations_per_day, disk)
+        self.certificates = Certificates(
+            service.explorations_per_day, disk, lambda model: cloud_options(model).cloud_inputs
+        )
         self._observer = Observer(service, cloud_options, self._limits, self._clock, disk)
         self._fallback = self._explorer = None
         endpoints = endpoints_of(cloud)
         if endpoints is not None:
             timeout, share = service.cloud_timeout_seconds, service.exploration_share
             self._fallback = Fallback(endpoints, self._clock, timeout, cloud_options, spread, self._budgets, hold)
-            self._explorer = Explorer(self._fallback, self.certificates, self._clock, share, spread)
+            self._explorer = Explorer(self._fallback, cloud_options, self.certificates, self._clock, share, spread)
 
         def options_of(model: str) -> ModelOptions:
             return own[model].over(defaults) if model in own else defaults

@@ -240,6 +240,11 @@ class Manifest(msgspec.Struct, frozen=True):
         return self.send_inputs if isinstance(self.send_inputs, str) else "allowed"
 
     @property
+    def takes_bytes(self) -> bool:
+        """True for a bundle whose clients may send bytes, which it decodes."""
+        return isinstance(self.processing, Processing) and bool(self.processing.before)
+
+    @property
     def sealed(self) -> Encryption | None:
         """How the files are encrypted; None for plain files."""
         return self.encryption if isinstance(self.encryption, Encryption) else None

@@ -43,6 +43,34 @@ def from_layout(spec: TensorSpec, value: Array) -> Array:
     return np.moveaxis(value, axis, 0) if axis else value
 
 
+def run_bytes(
+    run: Run, outputs: Sequence[str], samples: Mapping[str, Array], *, rows: int, most_bytes: int
+) -> dict[str, Array]:
+    """Run a model on samples that are bytes, which it decodes itself.
+
+    Args:
+        run: Runs the model once.
+        outputs: Names of its outputs that are needed, each with its rows along the first axis.
+        samples: Bytes of the samples (N,) by input; there is at least one.
+        rows: Most samples of one call.
+        most_bytes: Most bytes of one call; a larger sample is a call of its own.
+
+    Returns:
+        Answers (N, ...) by output.
+    """
+    sizes = [sum(map(len, row)) for row in zip(*samples.values(), strict=True)]
+    parts, start = [], 0
+    while start < len(sizes):
+        end, size = start + 1, sizes[start]
+        while end < len(sizes) and end - start < rows and size + sizes[end] <= most_bytes:
+            size += sizes[end]
+            end += 1
+        answers = run({name: value[start:end] for name, value in samples.items()})
+        parts.append({name: answers[name] for name in outputs})
+        start = end
+    return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+
 def run_samples(
     run: Run,
     inputs: Sequence[TensorSpec],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
+from typing import Final, Literal
 
 import msgspec
 
@@ -17,7 +18,8 @@ from edgekit.errors import ManifestError
 from edgekit.preprocess import Processing
 
 CERTIFICATE_NAME, ROLE_CERTIFICATE = "certificate.json", "certificate"
-CERTIFICATE_FORMAT = 1
+CERTIFICATE_FORMAT, ORIGINAL_FORMAT = 1, 2
+ORIGINAL: Final = "original"
 MAX_CERTIFICATE_BYTES = 64 * 1024
 ACCURACY, REGRET, KEPT_ACCURACY = "accuracy", "regret", "kept-accuracy"
 TARGETS = (ACCURACY, REGRET, KEPT_ACCURACY)
@@ -41,6 +43,8 @@ class Bound(msgspec.Struct, frozen=True):
         cloud_model: Name of the cloud model in its tier; for people.
         cloud_digest: Digest of the cloud model, hex, as the answers of its tier report it: of the bundle, or of the
             model's own file where `cloud_format` is set.
+        cloud_inputs: ``original`` where the cloud model got the bytes of the samples and decoded them itself; absent
+            where it got the edge model's tensors.
         cloud_format: Format of the model file that was run instead of a bundle; absent for a bundle or a tier.
     """
 
@@ -51,6 +55,17 @@ class Bound(msgspec.Struct, frozen=True):
     cloud_model: str
     cloud_digest: str
     cloud_format: str | msgspec.UnsetType = msgspec.UNSET
+    cloud_inputs: Literal["original"] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def original(self) -> bool:
+        """True where the cloud model decodes the original bytes."""
+        return self.cloud_inputs == ORIGINAL
+
+    @property
+    def certificate_format(self) -> int:
+        """Format of a certificate with this bound: agents that know no original bytes must not read the second."""
+        return ORIGINAL_FORMAT if self.original else CERTIFICATE_FORMAT
 
     @property
     def served_by(self) -> str:
@@ -134,8 +149,8 @@ def parse_certificate(data: bytes) -> Certificate:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"certificate cannot be parsed: {error}") from error
     faults = function_faults(found.score) + [f"{name} is not a finite number" for name in not_finite(found)]
-    if found.format != CERTIFICATE_FORMAT:
-        faults.append(f"format is {found.format}, this edgekit reads {CERTIFICATE_FORMAT}")
+    if found.format != found.bound.certificate_format:
+        faults.append(f"format is {found.format}, this edgekit reads {found.bound.certificate_format} here")
     if found.target not in TARGETS:
         faults.append(f"target is {found.target!r}, expected one of {', '.join(TARGETS)}")
     rates = {"sent": found.sent, "disagreement": found.disagreement}
@@ -162,7 +177,12 @@ def processing_digest(manifest: Manifest) -> str:
 
 
 def void_reasons(
-    certificate: Certificate, manifest: Manifest, runtime_version: str, equal_versions: Collection[str] = ()
+    certificate: Certificate,
+    manifest: Manifest,
+    runtime_version: str,
+    equal_versions: Collection[str] = (),
+    *,
+    original: bool = False,
 ) -> list[str]:
     """Why the certificate does not hold on this device; empty where it holds.
 
@@ -171,6 +191,7 @@ def void_reasons(
         manifest: The bundle that has it.
         runtime_version: Version of the runtime that runs the bundle here.
         equal_versions: Versions with which the bundle gives the same bits as here, by signed evidence.
+        original: True where this device sends bytes as clients sent them to the cloud tier.
     """
     bound = certificate.bound
     runs = bound.runtime_version if bound.runtime_version in equal_versions else runtime_version
@@ -181,10 +202,15 @@ def void_reasons(
         ("the runtime's version", runs, bound.runtime_version),
         ("the decision output", manifest.task.output, certificate.output),
         ("the kind of scores", manifest.task.scores, certificate.score.scores),
+        ("the form of inputs for the cloud tier (cloud_inputs)", _form(original), _form(bound.original)),
     )
     return [
         f"{name} is {_short(found)}, certified was {_short(wanted)}" for name, found, wanted in pairs if found != wanted
     ]
+
+
+def _form(original: bool) -> str:
+    return ORIGINAL if original else "decoded"
 
 
 def _short(text: str) -> str:

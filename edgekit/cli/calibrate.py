@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,13 @@ import numpy as np
 
 from edgekit.bundle.golden import read_golden
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_GOLDEN, VERSION
-from edgekit.bundle.sample_rows import run_samples
+from edgekit.bundle.sample_rows import run_bytes, run_samples
+from edgekit.certificate.document import ORIGINAL
 from edgekit.cli.common.cloud_files import read_api_key
 from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table, step
 from edgekit.cli.common.native_output import native_output_hidden
 from edgekit.cli.common.numbers import Number
-from edgekit.errors import RefusedError
+from edgekit.errors import DataError, RefusedError
 from edgekit.tensors import Array
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from converters.cascade.calibrate import Calibration
     from edgekit.bundle.manifest import Manifest
 
+DECODED = "decoded"
 DEFAULT_REGRET = 0.02
 ROWS = 32  # of one request to a cloud tier
 CALL_SECONDS = 60.0
@@ -38,6 +41,14 @@ _SHARE = Number(0.0001, 0.9999)
     "--cloud", required=True, metavar="BUNDLE|MODEL|URL", help="Bundle or file of the cloud model, or a tier's URL."
 )
 @click.option("--cloud-model", default="", help="Its name in the cloud tier [default: the edge bundle's name].")
+@click.option(
+    "--cloud-inputs",
+    type=click.Choice([DECODED, ORIGINAL]),
+    default=DECODED,
+    show_default=True,
+    help="What the cloud model gets, as the device's setting cloud_inputs says: the edge model's tensors, or the bytes "
+    "of the images in --data, which it decodes itself.",
+)
 @click.option(
     "--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the tier's API key."
 )
@@ -61,6 +72,7 @@ def calibrate(
     edge: Path,
     cloud: str,
     cloud_model: str,
+    cloud_inputs: str,
     api_key_file: Path | None,
     data: Path,
     unlabeled: Path | None,
@@ -97,17 +109,23 @@ def calibrate(
     if version and not VERSION.fullmatch(version):
         raise click.UsageError(f"--version is {version!r}, expected X.Y.Z.")
     with needs_extra("convert"):
-        from converters.cascade.bundles import certify_bundle, read_bundle
+        from converters.cascade.bundles import certify_bundle, raw_name, read_bundle
         from converters.cascade.calibrate import Promise
 
     target, value = next(iter(given.items())) if given else ("regret", DEFAULT_REGRET)
     promise = Promise(target, value, confidence)
     with native_output_hidden(), contextlib.ExitStack() as stack:
         manifest = read_bundle(edge, "edge")
-        golden = (edge / manifest.file(ROLE_GOLDEN).path).read_bytes()
-        tier = stack.enter_context(_tier(cloud, cloud_model or manifest.name, api_key_file, manifest, golden))
+        raw = raw_name(manifest) if cloud_inputs == ORIGINAL else ""
+        if "://" in cloud:
+            first = _first_image(data, raw) if raw else _first_golden(edge, manifest)
+            name = cloud_model or manifest.name
+            made = _remote_tier(cloud, name, api_key_file, manifest, first, original=bool(raw))
+            tier = stack.enter_context(made)
+        else:
+            tier = stack.enter_context(_local_tier(Path(cloud), manifest, raw))
         with step("running both models and proving a threshold"):
-            folder, result = certify_bundle(edge, tier, promise, data, unlabeled, version, output)
+            folder, result = certify_bundle(edge, tier, promise, data, unlabeled, version, output, raw)
     if as_json:
         print_json({"bundle": str(folder), **_values(result)})
         return
@@ -115,16 +133,46 @@ def calibrate(
     note(f"written: {folder}")
 
 
-@contextlib.contextmanager
-def _tier(cloud: str, model: str, api_key_file: Path | None, manifest: Manifest, golden: bytes) -> Iterator[Tier]:
-    """The cloud model: a bundle or a model file on this machine, or a tier that is asked over the network."""
-    from converters.cascade.bundles import Tier, bundle_tier, model_tier
+def _local_tier(path: Path, manifest: Manifest, raw: str) -> AbstractContextManager[Tier]:
+    """The cloud model: a bundle or a model file on this machine."""
+    from converters.cascade.bundles import bundle_tier, model_tier
 
-    if "://" not in cloud:
-        path = Path(cloud)
-        with bundle_tier(path) if (path / MANIFEST_NAME).is_file() else model_tier(path, manifest) as tier:
-            yield tier
-        return
+    if (path / MANIFEST_NAME).is_file():
+        return bundle_tier(path, raw)
+    if raw:
+        raise click.UsageError(
+            "--cloud is a model file, which has no preprocessing; --cloud-inputs original needs its bundle or a tier."
+        )
+    return model_tier(path, manifest)
+
+
+def _first_golden(edge: Path, manifest: Manifest) -> dict[str, Array]:
+    """One sample, with which the tier is asked for the digest of its model."""
+    golden = (edge / manifest.file(ROLE_GOLDEN).path).read_bytes()
+    return {name: value[:1] for name, value in read_golden(golden)[0].items()}
+
+
+def _first_image(data: Path, raw: str) -> dict[str, Array]:
+    """As `_first_golden`, in bytes. Raises DataError where `data` is no folder of images."""
+    from converters.data.image_folders import image_files
+
+    if not data.is_dir():
+        raise DataError(
+            f"--data {data} is no folder, and --cloud-inputs original needs the bytes of images",
+            advice="Give a folder of images with one sub-folder for each class.",
+        )
+    found = np.empty(1, dtype=object)
+    found[0] = image_files(data)[0][0][0].read_bytes()
+    return {raw: found}
+
+
+@contextlib.contextmanager
+def _remote_tier(
+    cloud: str, model: str, api_key_file: Path | None, manifest: Manifest, first: Mapping[str, Array], *, original: bool
+) -> Iterator[Tier]:
+    """A tier that is asked over the network; `first` is the sample that is sent to learn its digest."""
+    from converters.cascade.bundles import BYTES_ROWS, MOST_BYTES, Tier
+
     with needs_extra("agent"):
         from device_agents.inference.cloud_client import CloudClient
 
@@ -134,7 +182,10 @@ def _tier(cloud: str, model: str, api_key_file: Path | None, manifest: Manifest,
     outputs = [one.spec for one in manifest.outputs if one.spec.name == manifest.task.output]
 
     def ask(feed: dict[str, Array]) -> dict[str, Array]:
-        answer = loop.run_until_complete(client.infer(model, feed, timeout_seconds=CALL_SECONDS))
+        postprocess = False if original else None  # without the steps after the model, as devices ask
+        answer = loop.run_until_complete(
+            client.infer(model, feed, timeout_seconds=CALL_SECONDS, postprocess=postprocess)
+        )
         digests.add(answer.digest)
         if len(digests) > 1:
             raise RefusedError(
@@ -143,10 +194,13 @@ def _tier(cloud: str, model: str, api_key_file: Path | None, manifest: Manifest,
         return answer.outputs
 
     def run(samples: Mapping[str, Array]) -> dict[str, Array]:
+        if original:
+            names = [spec.name for spec in outputs]
+            return run_bytes(ask, names, samples, rows=BYTES_ROWS, most_bytes=MOST_BYTES)
         return run_samples(ask, inputs, outputs, samples, rows=ROWS)
 
     try:
-        run({name: value[:1] for name, value in read_golden(golden)[0].items()})
+        run(first)
         yield Tier(model, next(iter(digests)), run)
     finally:
         client.close()
@@ -171,6 +225,8 @@ def _facts(result: Calibration) -> list[tuple[str, str]]:
     bound = one.bound
     facts.append(("holds for", f"edge artifact {bound.edge_model[:12]}, {bound.runtime_version}"))
     facts.append(("", f"cloud model {bound.cloud_model}, digest {bound.cloud_digest[:12]}"))
+    if bound.original:
+        facts.append(("", 'devices with cloud_inputs = "original"'))
     return [*facts, ("served by", bound.served_by), ("certificate", one.id)]
 
 

@@ -73,6 +73,13 @@ def raw_inputs(processing: Processing, inputs: Sequence[TensorSpec]) -> tuple[Ra
     return tuple(raws)
 
 
+def filled_inputs(processing: Processing, inputs: Sequence[TensorSpec]) -> frozenset[str]:
+    """Names of the model's inputs that the steps fill from bytes; `processing` must have no faults."""
+    return frozenset(
+        name for before in processing.before for name in _filled_inputs(before.input or inputs[0].name, before, [])
+    )
+
+
 def processing_faults(processing: Processing, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> list[str]:
     """Every reason why `processing` does not fit a model with these logical tensors; empty if it fits."""
     count = len(processing.after) + sum(len(before.steps) for before in processing.before)

@@ -11,6 +11,7 @@ from edgekit.serving.models.options import (
     BatchRows,
     CloudBytesPerDay,
     CloudCallsPerDay,
+    CloudInputs,
     CloudModel,
     CloudUrl,
     ExplorationShare,
@@ -333,6 +334,7 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     cloud_timeout_seconds: Annotated[Positive, Meta(description="Longest wait for an answer of the cloud tier.")] = 2.0
     fallback_threshold: FallbackThreshold = 0.8
     send_inputs: SendInputs = "allowed"
+    cloud_inputs: CloudInputs = "decoded"
     stream_pause_seconds: StreamPauseSeconds = 0.0
     cloud_calls_per_day: CloudCallsPerDay = 0
     cloud_bytes_per_day: CloudBytesPerDay = 0

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from benchmarks import peers
-from device_agents.diagnostics.cloud_check import check_cloud
+from device_agents.diagnostics.cloud_check import Sent, check_cloud
 from device_agents.inference.cloud.http_client import HttpClient, HttpReply
 from device_agents.inference.cloud_client import CloudClient
 from edgekit.errors import CloudError
@@ -83,7 +83,7 @@ async def test_another_makers_server_is_a_cloud_tier(peer: str, tmp_path: Path) 
                     assert (found.version, found.digest) == ("", "")
             for kind in ("live", "ready"):
                 assert (await client.get(f"/v2/health/{kind}", timeout_seconds=5)).status == 200
-            says = await check_cloud(client, {"small": ("big", manifest)})
+            says = await check_cloud(client, {"small": Sent("big", manifest)})
             assert says == "small is big of unknown version there (it does not state its interface)"
         finally:
             client.close()

@@ -19,6 +19,7 @@ class MemoryCloud:
     Attributes:
         arrivals: Released once for each call.
         asked: Model, inputs and time-out of each call.
+        postprocess: What each call said of the steps after the model.
     """
 
     def __init__(self, outputs: Mapping[str, Array]) -> None:
@@ -29,10 +30,18 @@ class MemoryCloud:
         self.gate.set()
         self.arrivals = asyncio.Semaphore(0)
         self.asked: list[tuple[str, dict[str, Array], float]] = []
+        self.postprocess: list[bool | None] = []
 
     async def infer(
-        self, model: str, inputs: Mapping[str, Array], *, timeout_seconds: float, wanted: Collection[str] | None = None
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        *,
+        timeout_seconds: float,
+        wanted: Collection[str] | None = None,
+        postprocess: bool | None = None,
     ) -> CloudAnswer:
+        self.postprocess.append(postprocess)
         self.asked.append((model, dict(inputs), timeout_seconds))
         self.arrivals.release()
         try:

@@ -12,7 +12,13 @@ from device_agents.inference.cascade.certified import Held, News
 from device_agents.inference.cascade.refutation_store import RefutationStore
 from edgekit.bundle.evidence import Evidence, equal_versions
 from edgekit.bundle.manifest import Manifest
-from edgekit.certificate.document import Certificate, certificate_entry, parse_certificate, void_reasons
+from edgekit.certificate.document import (
+    ORIGINAL,
+    Certificate,
+    certificate_entry,
+    parse_certificate,
+    void_reasons,
+)
 from edgekit.errors import EdgekitError, ManifestError
 from edgekit.protocols import Disk
 from edgekit.sealing.opening import read_file
@@ -30,9 +36,13 @@ class Certificates:
     Args:
         per_day: Most answers of a model that are explored in a day.
         disk: Folder where the evidence against certificates is stored; None where a restart forgets it.
+        cloud_inputs: Gives the form in which a model's inputs go to the cloud tier.
     """
 
-    def __init__(self, per_day: int, disk: Disk | None = None) -> None:
+    def __init__(
+        self, per_day: int, disk: Disk | None = None, cloud_inputs: Callable[[str], str] = lambda model: "decoded"
+    ) -> None:
+        self._cloud_inputs = cloud_inputs
         self._per_day, self._store = per_day, RefutationStore(disk)
         self._evidence: EvidenceOf = lambda model, digest: ()
         self._arch = ""
@@ -92,7 +102,8 @@ class Certificates:
     def _void(self, model: str, manifest: Manifest, certificate: Certificate) -> tuple[str, ...]:
         running = runtime_version(manifest.runtime)
         same = equal_versions(running, self._arch, self._evidence(model, manifest.digest))
-        return tuple(void_reasons(certificate, manifest, running, same))
+        original = self._cloud_inputs(model) == ORIGINAL and manifest.takes_bytes
+        return tuple(void_reasons(certificate, manifest, running, same, original=original))
 
     def forget(self, model: str) -> None:
         """Drop the certificate of a model that is no longer active."""

@@ -18,6 +18,7 @@ class Failure(str, enum.Enum):
     UNAUTHORIZED = "unauthorized"
     NOT_FOUND = "not-found"
     REFUSED = "refused"
+    BYTES_REFUSED = "bytes-refused"  # it refused a request that carried the original bytes
     WRONG_INTERFACE = "wrong-interface"  # other names, dtypes or shapes than the device's model has
     UNUSABLE = "unusable-answer"  # not the protocol, or values that cannot be right
     RETRY_BUDGET = "retry-budget"  # a further endpoint was not tried after a failure

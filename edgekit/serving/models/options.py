@@ -95,6 +95,14 @@ SendInputs = Annotated[
         "whatever the score is and whatever the client asks for."
     ),
 ]
+CloudInputs = Annotated[
+    Literal["decoded", "original"],
+    Meta(
+        description="The form in which inputs go to the cloud tier. decoded: tensors as the device's model takes them. "
+        "original: bytes as the client sent them, which the tier decodes with its model's own preprocessing; needs "
+        "send_inputs = allowed. A request that came as tensors is sent as tensors."
+    ),
+]
 TelemetryInputs = Annotated[
     Literal["auto", "always", "never"],
     Meta(
@@ -190,6 +198,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     cloud_model: CloudModel | None = None
     fallback_threshold: FallbackThreshold | None = None
     send_inputs: SendInputs | None = None
+    cloud_inputs: CloudInputs | None = None
     stream_pause_seconds: StreamPauseSeconds | None = None
     cloud_calls_per_day: CloudCallsPerDay | None = None
     cloud_bytes_per_day: CloudBytesPerDay | None = None

@@ -21,7 +21,7 @@ from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
 from device_agents.inference.watch.observation import Observation
 from edgekit.bundle.manifest import Manifest, parse_manifest
-from edgekit.errors import EdgekitError, SelfTestError, UnavailableError
+from edgekit.errors import CloudError, EdgekitError, SelfTestError, UnavailableError
 from edgekit.serving.models.options import ModelSettings
 from edgekit.serving.oip.codec import InferRequest
 from edgekit.serving.session.sequence import Sequence
@@ -31,7 +31,7 @@ from tests.simulators.cloud import CLOUD_OUTPUTS, MemoryCloud
 from tests.simulators.small_models import SURE, UNSURE, onnx_bundle
 
 KINDS, POLICIES = ("photo", "plain", "far"), ("allowed", "decoded", "never")
-Device = tuple[asyncio.AbstractEventLoop, InferenceService, MemoryCloud, HeldClock]
+Device = tuple[asyncio.AbstractEventLoop, InferenceService, MemoryCloud, HeldClock, str]
 NAN = np.full_like(UNSURE, np.nan)
 PHOTO = {"photo": raw(photo((9, 9, 9)))}  # it is decoded to a tensor that the model is unsure of
 INPUTS = ({"x": UNSURE}, {"x": SURE}, {"x": NAN}, PHOTO, {"x": raw(b"text")}, {**PHOTO, "x": UNSURE})
@@ -44,12 +44,13 @@ def limited(manifest: Manifest, limit: str) -> Manifest:
     return parse_manifest(msgspec.structs.replace(manifest, send_inputs=send_inputs).canonical_bytes())
 
 
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+@pytest.fixture(scope="module", params=["decoded", "original"])
+def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
     """For each policy of settings and bundle: a model with preprocessing, one without, and one only the tier has."""
+    form = request.param
     cloud, clock = MemoryCloud(CLOUD_OUTPUTS), HeldClock()
     names = [f"{kind}-{policy}-{limit}" for kind, policy, limit in itertools.product(KINDS, POLICIES, POLICIES)]
-    own = {name: ModelSettings(send_inputs=name.split("-")[1]) for name in names}
+    own = {name: ModelSettings(send_inputs=name.split("-")[1], cloud_inputs=form) for name in names}
     loop = asyncio.new_event_loop()
 
     async def made() -> InferenceService:
@@ -62,14 +63,17 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
         return service
 
     service = loop.run_until_complete(made())
-    yield loop, service, cloud, clock
+    yield loop, service, cloud, clock, form
     loop.run_until_complete(service.close())
     loop.close()
 
 
 def test_no_request_gets_a_forbidden_tensor_out(device: Device) -> None:
-    """Every combination: the stricter of settings and bundle holds, and nothing leaves with local-only."""
-    loop, service, cloud, clock = device
+    """Every combination: the stricter of settings and bundle holds, and nothing leaves with local-only.
+
+    Whatever the settings say of the form of inputs: original bytes need a policy that allows everything.
+    """
+    loop, service, cloud, clock, form = device
     sent_by = dict.fromkeys(POLICIES, 0)
     requests = (ROUTES, INPUTS, (None, True), (None, Sequence("a", start=True)), (None, 0.001))
     choices = itertools.product(KINDS, POLICIES, POLICIES, *requests)
@@ -90,7 +94,7 @@ def test_no_request_gets_a_forbidden_tensor_out(device: Device) -> None:
         sent = [value for _, tensors, _ in cloud.asked for value in tensors.values()]
         sent_by[policy] += len(cloud.asked)
         assert not (sent and (policy == "never" or route == "local-only")), (kind, policy, route)
-        if policy == "decoded" or kind == "photo":
+        if policy == "decoded" or (kind == "photo" and form == "decoded"):
             assert all(value.dtype.kind == "f" for value in sent), (kind, policy, route)
     assert min(sent_by["allowed"], sent_by["decoded"]) > 50
 
@@ -110,7 +114,7 @@ class Recorder:
 
 def test_no_request_gives_a_forbidden_tensor_to_the_spool(device: Device) -> None:
     """What may not be sent is not seen by who collects samples: no policy and no local-only request lets it out."""
-    loop, service, _, clock = device
+    loop, service, _, clock, _ = device
     recorder = Recorder()
     service.give_samples(recorder)
     seen_by = dict.fromkeys(POLICIES, 0)
@@ -142,10 +146,14 @@ def test_steps_of_a_stream_and_local_only_requests_are_no_samples() -> None:
 
 def test_what_is_allowed_does_leave_the_device(device: Device) -> None:
     """The test above could not fail if nothing was ever sent."""
-    loop, service, cloud, _ = device
+    loop, service, cloud, _, form = device
+    kept = ("photo-decoded-allowed", "photo-allowed-decoded")  # where the settings also ask for the original bytes
+    for model in kept if form == "original" else ():
+        with pytest.raises(CloudError, match=f"'photo' of model '{model}' is bytes, and only"):
+            loop.run_until_complete(service.infer(model, PHOTO, route="cloud-only"))
     for model, inputs, kind in [
-        ("photo-decoded-allowed", PHOTO, "f"),
-        ("photo-allowed-decoded", PHOTO, "f"),
+        *((model, PHOTO, "f") for model in kept if form == "decoded"),
+        ("photo-allowed-allowed", PHOTO, "f" if form == "decoded" else "O"),
         ("plain-decoded-decoded", {"x": UNSURE}, "f"),
         ("far-decoded-allowed", {"x": UNSURE}, "f"),
         ("far-allowed-allowed", PHOTO, "O"),

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agents.diagnostics.cloud_check import check_cloud
+from device_agents.diagnostics.cloud_check import Sent, check_cloud
 from device_agents.inference.cloud_client import CloudClient
 from edgekit.serving.oip import codec as oip
 from tests.simulators.small_models import SURE, onnx_bundle, softmax
@@ -98,5 +98,5 @@ async def test_the_check_accepts_empty_bodies_and_unstated_interfaces(tmp_path: 
     """MLServer's health has no body, KServe's versions are null, and neither needs to state a model's tensors."""
     manifest = onnx_bundle(tmp_path, name="small")
     async with replaying(peer) as (_, client):
-        says = await check_cloud(client, {"small": ("big", manifest)})
+        says = await check_cloud(client, {"small": Sent("big", manifest)})
     assert says == "small is big of unknown version there (it does not state its interface)"
