@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("convert", "serve", "swap", "fleet", "pages", "update", "cascade", "recheck", "faults")  # others take hours
-LONG = ("wild", "prune")
+NAMES = ("convert", "serve", "start", "swap", "fleet", "pages", "update", "cascade", "recheck", "faults")
+LONG = ("wild", "prune")  # hours, so by name only
 WITH_ARGUMENTS = (*LONG, "fleet")
 
 

@@ -32,12 +32,12 @@ from device_agents.remote.self_tests import SelfTests
 from device_agents.remote_commands import confirm_settings, handlers_of, notices
 from device_agents.spool.running import RunningSpool, link_needed
 from device_agents.storage.consents import Consents, asks_consent
-from device_agents.storage.evidence import EvidenceFile
 from device_agents.storage.slots import Slots
 from device_agents.threads import in_thread
+from device_agents.update.boot import Boot
 from device_agents.update.conditions import Conditions
 from device_agents.update.effects import BundleChecks, Effects
-from device_agents.update.machine import UpdateMachine
+from device_agents.update.installed import InstalledModels
 from device_agents.update.recovery import Recovery
 from device_agents.update.runner import Updater
 from device_agents.update.runtime_evidence import RuntimeEvidence
@@ -79,15 +79,17 @@ class Agent:
         self._link = self._make_link()
         self._events = EventSender(options.device, self._link, parts.clock, lambda: self.states)
         self._consents = Consents(parts.disk)
-        self._evidence = RuntimeEvidence(
-            EvidenceFile(parts.disk), options.unproven_runtime, str(parts.facts.get("arch", ""))
+        self._installed = parts.installed or InstalledModels(
+            *(parts.disk, parts.journal, parts.inference, parts.clock),
+            limits=options.limits,
+            unproven_runtime=options.unproven_runtime,
+            arch=str(parts.facts.get("arch", "")),
         )
-        self._evidence.listen(self._events.send_unproven)
+        self._evidence = self._installed.evidence
         self._effects = self._make_effects()
-        self._machine = UpdateMachine(options.limits)
         self._numbers = self._make_numbers()
         self._spool = self._make_spool()
-        self._recovery = Recovery(self._journal, self._effects, parts.inference, self._updaters, self._events.send)
+        self._recovery = Recovery(self._installed, parts.inference, self._updaters)
 
     def _make_link(self) -> ControlLink:
         options, parts = self._options, self._parts
@@ -130,6 +132,7 @@ class Agent:
             trust=self._trust,
             fetcher=self._fetcher,
             inference=parts.inference,
+            live=self._installed.live,
             checks=BundleChecks(parts.self_test, parts.mismatches, self._options.probation, self._evidence),
             conditions=Conditions(self._consents, parts.clock),
             download=download,
@@ -169,17 +172,16 @@ class Agent:
         return self._evidence
 
     async def start(self) -> None:
-        """Resume from the journal and make installed models answer; needs no broker.
+        """Resume from the journal; installed models answer, if they do not yet. Needs no broker.
 
         Raises:
             DataError: the journal was written by another version of the agent.
             DiskError: the disk failed.
         """
-        models = self._journal.models()
-        self._parts.inference.assign([model for model, state in models.items() if not state.is_gone])
-        for model, state in models.items():
-            self._add_updater(model, state)
-            await self._recovery.resume(model, state)
+        await self._installed.start()
+        for model, boot in self._installed.boots.items():
+            self._add_updater(model, boot.state, boot)
+        self._installed.events.pass_on(self._events)
         for damage in self._journal.damage:
             self._events.send("journal-damaged", "", "DataError", damage)
         for kind, text in notices(self._parts.remote.overlay):
@@ -366,16 +368,17 @@ class Agent:
         task.add_done_callback(lambda _: self._wake.set())
         self._tasks.append(task)
 
-    def _add_updater(self, model: str, state: UpdateRecord) -> Updater:
+    def _add_updater(self, model: str, state: UpdateRecord, boot: Boot | None = None) -> Updater:
         self._updaters[model] = Updater(
             model,
             state,
-            machine=self._machine,
+            machine=self._installed.machine,
             effects=self._effects,
             journal=self._journal,
             clock=self._parts.clock,
             listener=self._events.send_step,
             journal_retry_seconds=self._options.timings.journal_retry_seconds,
+            boot=boot,
         )
         return self._updaters[model]
 

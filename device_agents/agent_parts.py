@@ -13,6 +13,7 @@ from device_agents.protocols import Inference, SelfTester, TrustFactory
 from device_agents.remote_commands import RemoteParts
 from device_agents.spool.making import SpoolParts
 from device_agents.storage.journal import Journal
+from device_agents.update.installed import InstalledModels
 from edgekit.bundle.manifest import Manifest
 from edgekit.protocols import Clock, Disk, Transport
 
@@ -35,6 +36,7 @@ class AgentParts(NamedTuple):
         remote: What remote commands need; by default only the self-test is offered.
         certificate: The TLS certificate to renew; None where there is none.
         spool: Samples for retraining; None where none may be kept.
+        installed: The installed models on the same disk and journal, where they answer already; None makes them.
     """
 
     disk: Disk
@@ -51,3 +53,4 @@ class AgentParts(NamedTuple):
     remote: RemoteParts = RemoteParts()
     certificate: CertificateParts | None = None
     spool: SpoolParts | None = None
+    installed: InstalledModels | None = None

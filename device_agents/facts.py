@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from device_agents.accelerators import find_accelerators
+from device_agents.machine import machine_arch
 from edgekit import __version__
 from edgekit.bundle.compat import Facts
 from edgekit.versions import version_of
 
-_ARCHES = {"arm64": "aarch64", "amd64": "x86_64"}
 _DISTRIBUTIONS = {
     "litert": ("ai-edge-litert",),
     "tflite-runtime": ("tflite-runtime",),
@@ -44,10 +44,9 @@ def measure_facts(
         state: The agent's state folder, for the size of its file system; None for unknown.
         tags: Tags in the device's own settings.
     """
-    machine = platform.machine().lower()
     return Facts(
         target=target,
-        arch=_ARCHES.get(machine, machine),
+        arch=machine_arch(),
         memory_mib=_memory_mib(),
         cpu_features=_cpu_features(cpuinfo),
         runtimes=_runtimes(),
@@ -60,14 +59,6 @@ def measure_facts(
         accelerators=find_accelerators(),
         tags=dict(tags),
     )
-
-
-def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
-    """Boot id of this machine (Linux); empty where the system has none."""
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _memory_mib() -> int:

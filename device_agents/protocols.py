@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-from securesystemslib.signer import Key
-from tuf.api.metadata import TargetFile
+from typing import TYPE_CHECKING, Any, Protocol
 
 from device_agents.shadow import ShadowTask
 from edgekit.bundle.manifest import Manifest
 from edgekit.mqtt.messages import Behaviour, Shadow
 from edgekit.serving.models.memory_growth import Grown
 from edgekit.sketches.sketch import Sketch
-from edgekit.trust.assignment import Assignment
+
+if TYPE_CHECKING:  # the installed models answer before TUF and cryptography are imported
+    from securesystemslib.signer import Key
+    from tuf.api.metadata import TargetFile
+
+    from edgekit.trust.assignment import Assignment
 
 
 class Inference(Protocol):

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from onnx import parser
 
-from device_agents.assemble import make_agent, make_inference
+from device_agents.assembly.control import make_agent
+from device_agents.assembly.serving import make_inference
 from device_agents.facts import measure_facts
 from edgekit.bundle.golden import write_golden
 from edgekit.bundle.manifest import Binding, Golden, Manifest, Tolerance, file_entry

@@ -9,17 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from device_agents.assemble import (
-    check_broker,
-    endpoint_hold,
-    fallback_hold,
-    make_cloud_clients,
-    metered_link,
-    read_root,
-    root_version,
-    threshold_warnings,
-    without_user,
-)
+from device_agents.assembly.cloud import endpoint_hold, make_cloud_clients, without_user
+from device_agents.assembly.control import check_broker, read_root, root_version
+from device_agents.assembly.serving import fallback_hold, metered_link, threshold_warnings
 from device_agents.diagnostics.check_rules import judge_certificate, judge_clock, judge_evidence, judge_providers
 from device_agents.diagnostics.cloud_check import Sent, check_cloud
 from device_agents.diagnostics.pending import pending_deployments

@@ -15,7 +15,6 @@ from device_agents.deployment import (
     Activated,
     Cleaned,
     Committed,
-    Damaged,
     Deployment,
     Downloaded,
     Effect,
@@ -41,10 +40,10 @@ from device_agents.protocols import Inference, SelfTester, Trust
 from device_agents.shadow import ShadowTask
 from device_agents.storage.journal import Journal
 from device_agents.storage.shadow_counts import StoredCounts
-from device_agents.storage.slot_check import check_slot
 from device_agents.storage.slots import Slots, verify_file
 from device_agents.threads import in_thread
 from device_agents.update.conditions import Conditions
+from device_agents.update.live import LiveBundles
 from device_agents.update.probation import ProbationLimits, enough, live_faults
 from device_agents.update.runtime_evidence import RuntimeEvidence
 from edgekit.bundle.evidence import Evidence, parse_evidence
@@ -99,7 +98,8 @@ class Effects:
         journal: Notes the trusted metadata versions.
         trust: Verified metadata; used by one caller at a time.
         fetcher: Fetches blocks and manifests.
-        inference: Answers local applications; switched to a new bundle here.
+        inference: Answers local applications.
+        live: Switches it to a new bundle.
         checks: The checks of a bundle.
         conditions: Checks what the assignment sets as conditions.
         download: Limits of downloads.
@@ -119,6 +119,7 @@ class Effects:
         trust: Trust,
         fetcher: BlockFetcher,
         inference: Inference,
+        live: LiveBundles,
         checks: BundleChecks,
         conditions: Conditions,
         download: DownloadOptions,
@@ -126,10 +127,9 @@ class Effects:
     ) -> None:
         self._disk, self._journal, self._trust, self._fetcher = disk, journal, trust, fetcher
         self._inference, self._checks, self._download_options, self._clock = inference, checks, download, clock
-        self._conditions = conditions
+        self._conditions, self._live = conditions, live
         self._activated: dict[str, dict[str, float]] = {}  # model -> its counters at the activation
         self._fetched: dict[str, int] = {}  # model -> bytes that the present attempt has fetched
-        self._live: dict[str, tuple[str, str]] = {}  # model -> slot and digest of the live bundle
         self.trust_lock = asyncio.Lock()
         self.transfers: Counter[str] = fetcher.counters
         self.unexpected_errors = 0
@@ -173,32 +173,6 @@ class Effects:
             log.exception("%s: %s met an unexpected error", model, effect.value)
             return self._failed(error)
 
-    async def load(self, model: str, installed: Installed, *, start: bool = False) -> None:
-        """Load the bundle of a slot and let it answer; nothing when it already answers.
-
-        Args:
-            model: Name of the model.
-            installed: The bundle.
-            start: The agent has started, and its runtime may be another version than when the bundle was tested.
-
-        Raises:
-            DiskError, VerificationError, ManifestError, RuntimeLoadError: the bundle cannot be loaded.
-            CompatibilityError, SelfTestError: after a start, the version of the runtime is refused, or gives wrong
-                answers.
-        """
-        if self._live.get(model) == (installed.slot, installed.digest):
-            return
-        slots = Slots(self._disk, model)
-        manifest = await in_thread(slots.manifest, installed.slot, installed.digest)
-        self._live.pop(model, None)  # unknown during the change, and after a cancelled one
-        evidence = self._checks.evidence
-        # The bundle passed its test when it was staged. Probation, or the slot check after a start, tests it live.
-        compare = await evidence.check_start(manifest) if start and evidence is not None else False
-        await self._inference.activate(model, manifest, slots.path(installed.slot), compare=compare)
-        self._live[model] = (installed.slot, installed.digest)
-        if evidence is not None:
-            await evidence.activated(manifest)
-
     async def uninstall(self, model: str, *, keep: UpdateRecord | None) -> None:
         """Stop answering for a model, and remove its files. The journal comes first: a cut leaves unused files at most.
 
@@ -209,8 +183,8 @@ class Effects:
         Raises:
             DiskError: the disk failed; the model does not answer, and another attempt removes the rest.
         """
-        await self._inference.deactivate(model)
-        for known in (self._live, self._activated, self._fetched):
+        await self._live.unload(model)
+        for known in (self._activated, self._fetched):
             known.pop(model, None)
         if keep is not None:
             await in_thread(self._journal.save, model, keep)
@@ -219,33 +193,6 @@ class Effects:
             await self._checks.evidence.forget(model)
         for folder in (f"{INCOMING}/{model}", Slots(self._disk, model).root):
             await in_thread(self._disk.remove, folder)
-
-    async def examine(
-        self, model: str, installed: Installed, state: UpdateRecord, *, answering: bool
-    ) -> Damaged | None:
-        """Hash every file of a slot; None when all are whole, or when that cannot be determined now."""
-        try:
-            await in_thread(check_slot, self._disk, model, installed)
-            return None
-        except EdgekitError as error:
-            if isinstance(error, ShortageError):
-                log.warning("%s %s cannot be checked now: %s", model, installed.version, error)
-                return None
-            name, message = type(error).__name__, str(error)
-        log.error("%s %s is damaged in slot %s: %s", model, installed.version, installed.slot, message)
-        fallback = state.previous is not None and await self._whole(model, state.previous)
-        at = self._clock.wall()
-        return Damaged(
-            digest=installed.digest, error=name, message=message, fallback=fallback, answering=answering, at=at
-        )
-
-    async def _whole(self, model: str, installed: Installed) -> bool:
-        try:
-            await in_thread(check_slot, self._disk, model, installed)
-        except EdgekitError as error:
-            log.warning("%s %s is not whole either: %s", model, installed.version, error)
-            return isinstance(error, ShortageError)
-        return True
 
     def _failed(self, error: Exception, **how: Any) -> Failed:
         return Failed(error=type(error).__name__, message=str(error), at=self._clock.wall(), **how)
@@ -380,7 +327,9 @@ class Effects:
     async def _activate(self, state: UpdateRecord) -> None:
         deployment = _deployment(state)
         slot, good = state.inactive_slot, state.known_good
-        await self.load(deployment.name, Installed(slot, deployment.digest, deployment.version, deployment.release))
+        await self._live.load(
+            deployment.name, Installed(slot, deployment.digest, deployment.version, deployment.release)
+        )
         self._activated[deployment.name] = self._live_counters(deployment.name)
         await in_thread(Slots(self._disk, deployment.name).point, slot, good.slot if good else "")
 
@@ -416,13 +365,12 @@ class Effects:
         slot = good.slot if good else ""
         await in_thread(Slots(self._disk, model).point, slot, slot)
         if good is None:
-            await self._inference.deactivate(model)
-            self._live.pop(model, None)
+            await self._live.unload(model)
             return RolledBack(at=self._clock.wall())
         try:
-            await self.load(model, good)
+            await self._live.load(model, good)
         except EdgekitError:
-            damaged = await self.examine(model, good, state, answering=False)
+            damaged = await self._live.examine(model, good, state, answering=False)
             if damaged is None:
                 raise  # the slot is whole, so the error may be temporary; the machine tries again
             return damaged

@@ -7,14 +7,12 @@ import logging
 from collections.abc import Callable
 
 from device_agents.deployment import (
-    Booted,
     Cancelled,
     Damaged,
     DeadlinePassed,
     Deployment,
     Effect,
     Failed,
-    Installed,
     Offered,
     Uninstalled,
     UpdateEvent,
@@ -23,6 +21,7 @@ from device_agents.deployment import (
 )
 from device_agents.storage.journal import Journal
 from device_agents.threads import in_thread
+from device_agents.update.boot import Boot
 from device_agents.update.effects import Effects
 from device_agents.update.machine import UpdateMachine, UpdateStep
 from edgekit.errors import DiskError, EdgekitError
@@ -40,13 +39,14 @@ class Updater:
 
     Args:
         model: Name of the model.
-        state: Its journalled state; a new one for a new model.
+        state: Its journalled state; a new one for a new model. After a start, that of `boot`.
         machine: The rules.
         effects: Runs the effects.
         journal: Written before any effect runs.
         clock: Monotonic time for deadlines.
         listener: Called after each step as `listener(model, before, after, event)`.
         journal_retry_seconds: Delay before a failed write of the journal is tried again.
+        boot: The start of the agent, which `run` journals first; None for a model that comes later.
 
     Attributes:
         model, state: Name and present state.
@@ -63,6 +63,7 @@ class Updater:
         clock: Clock,
         listener: Listener,
         journal_retry_seconds: float = JOURNAL_RETRY_SECONDS,
+        boot: Boot | None = None,
     ) -> None:
         self.model, self.state = model, state
         self._machine, self._effects, self._journal, self._clock = machine, effects, journal, clock
@@ -70,29 +71,7 @@ class Updater:
         self._inbox: asyncio.Queue[tuple[int | None, UpdateEvent]] = asyncio.Queue()
         self._running: asyncio.Task[None] | None = None
         self._generation = 0
-        self._booted: tuple[UpdateRecord, UpdateEvent, UpdateStep] | None = None
-
-    def boot(self, ended: str = "cut") -> Installed | None:
-        """Resume from the journalled state; nothing is journalled and no effect runs before `run`.
-
-        Args:
-            ended: How the last run of the agent ended; see Booted.
-
-        Returns:
-            The bundle that must answer now; None for none.
-        """
-        return self._begin(Booted(ended=ended, at=self._clock.wall()))
-
-    def boot_damaged(self, damaged: Damaged) -> Installed | None:
-        """The bundle that `boot` returned is damaged; returns the bundle that must answer instead."""
-        return self._begin(damaged)
-
-    async def note_boot(self) -> None:
-        """Journal the start before a bundle is loaded, because loading it may crash the process."""
-        try:
-            await in_thread(self._journal.save, self.model, self.state)
-        except DiskError as error:
-            log.error("%s: this start cannot be written to the journal: %s", self.model, error)
+        self._boot = boot
 
     def damaged(self, event: Damaged) -> None:
         """The slot of the active bundle was found damaged."""
@@ -113,9 +92,10 @@ class Updater:
     async def run(self) -> None:
         """Handle events until cancelled. A running effect is then cancelled; the next start runs it again."""
         try:
-            if self._booted is not None:
-                await self._note(*self._booted)
-                self._start(self._booted[2].effects)
+            if self._boot is not None and self._boot.step is not None:
+                begun, step = self._boot.step
+                await self._note(self._boot.before, begun, step)
+                self._start(step.effects)
             while True:
                 event = await self._next()
                 if isinstance(event, Uninstalled):
@@ -124,12 +104,6 @@ class Updater:
                     await self._handle(event)  # a check of the slots may end after their removal
         finally:
             await self._stop_running()
-
-    def _begin(self, event: UpdateEvent) -> Installed | None:
-        step = self._machine.step(self.state, event, self._clock.monotonic())
-        self._booted = (self._booted[0] if self._booted else self.state, event, step)
-        self.state = step.state
-        return self.state.known_good if isinstance(event, Damaged) else self.state.active
 
     async def _next(self) -> UpdateEvent | None:
         """The next event: from outside, from the running effect, or the deadline; None for one of an older effect."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
-
-from tuf.api.metadata import TargetFile
+from typing import TYPE_CHECKING, Any
 
 from device_agents.storage.evidence import EvidenceFile
 from device_agents.threads import in_thread
@@ -16,6 +14,9 @@ from edgekit.bundle.evidence import Evidence, Standing, parse_evidence, standing
 from edgekit.bundle.manifest import Manifest, target_path
 from edgekit.errors import CompatibilityError, EdgekitError
 from edgekit.versions import runtime_version
+
+if TYPE_CHECKING:  # it judges bundles before TUF is imported
+    from tuf.api.metadata import TargetFile
 
 log = logging.getLogger(__name__)
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import os
 import sys
 import traceback
 from pathlib import Path
 
 import click
-from click.shell_completion import CompletionItem
 
-from edgekit.cli.version import VersionedGroup, version_options
+from edgekit.cli.lazy_group import LazyGroup
+from edgekit.cli.version import version_options
 from edgekit.errors import EdgekitError
 
-# noun -> (module:attribute, one line of help); so `edgekit --help` imports no command
 COMMANDS = {
     "convert": ("edgekit.cli.convert:convert", "Make the best proven bundle of a model for each target."),
     "inspect": ("edgekit.cli.inspect:inspect", "Show a model or a bundle: tensors, operators, size, quality, cost."),
@@ -51,41 +48,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(VersionedGroup):
-    """A group whose commands are imported when they are run."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The nouns in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one command; None if there is no such noun."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the command. A closed stdout (`| head`) is no failure; click would make it one."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports an error at exit
-            return 0
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete nouns without importing them."""
-        nouns = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
-        return nouns + click.Command.shell_complete(self, ctx, incomplete)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the nouns without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config", type=click.Path(path_type=Path), envvar="EDGEKIT_CONFIG", help="Settings file [default: edgekit.toml]."
 )

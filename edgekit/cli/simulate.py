@@ -107,7 +107,7 @@ async def _run(
 
 
 def _fleet(settings: list[AgentSettings], cache: Path, fail_share: float) -> SimulatedFleet:
-    from device_agents.assemble import agent_options, make_transport, read_root
+    from device_agents.assembly.control import agent_options, make_transport, read_root
     from device_agents.control.link import presence_will
     from device_agents.simulator import SimulatedFleet
     from device_agents.storage.journal import Journal

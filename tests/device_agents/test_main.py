@@ -212,8 +212,8 @@ def test_a_name_that_no_topic_can_carry_is_a_wrong_setting(folder):
 def test_the_agent_loads_no_workstation_library():
     """A fresh interpreter that has everything a running agent imports has none of them."""
     code = (
-        "import sys, device_agents.__main__, device_agents.assemble, device_agents.facts, device_agents.simulator\n"
-        "import edgekit.serving.http.app, edgekit.serving.http.server\n"
+        "import sys, device_agents.__main__, device_agents.assembly.control, device_agents.facts\n"
+        "import device_agents.simulator, edgekit.serving.http.app, edgekit.serving.http.server\n"
         "from device_agents import Agent, InferenceService\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )

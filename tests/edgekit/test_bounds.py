@@ -26,7 +26,10 @@ def parameters(command: click.Command, path: str) -> Iterator[tuple[str, click.P
     for one in command.params:
         yield f"{path} {one.name}", one
     if isinstance(command, click.Group):
-        for name, below in command.commands.items():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
             yield from parameters(below, f"{path} {name}")
 
 

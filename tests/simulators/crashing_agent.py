@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from device_agents import __main__ as program
-from device_agents import assemble
+from device_agents.assembly import serving
 from edgekit.storage.disk import FolderDisk
 from tests.simulators.crash import CrashCalls, Loss
 
@@ -31,7 +31,7 @@ def main() -> None:
             disks[root] = FolderDisk(root, calls=calls)
         return disks[root]
 
-    assemble.FolderDisk = make  # type: ignore[assignment, misc]
+    serving.FolderDisk = make  # type: ignore[assignment, misc]
     program.main()
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_agents.assemble import endpoint_hold, make_inference
+from device_agents.assembly.cloud import endpoint_hold
+from device_agents.assembly.serving import make_inference
 from device_agents.inference.cloud.budget_rules import DAY_SECONDS
 from device_agents.inference.cloud.budgets import FILE_NAME
 from device_agents.inference.options import ServiceOptions

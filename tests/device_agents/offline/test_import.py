@@ -15,7 +15,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from device_agents.assemble import make_agent, make_inference
+from device_agents.assembly.control import make_agent
+from device_agents.assembly.serving import make_inference
 from device_agents.facts import measure_facts
 from device_agents.offline.importing import Imported, follow_file
 from device_agents.offline.transport import FileTransport

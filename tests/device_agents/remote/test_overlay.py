@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from device_agents.assemble import agent_options
+from device_agents.assembly.control import agent_options
 from device_agents.remote.overlay import OVERLAY_NAME, Overlay, RemoteSettings, load_agent_settings, with_values
 from device_agents.remote.overlay_rules import OverlayRecord, changed, confirmed, started
 from edgekit.errors import SettingsError

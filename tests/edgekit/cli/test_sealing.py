@@ -8,7 +8,8 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from device_agents.assemble import make_agent, make_inference
+from device_agents.assembly.control import make_agent
+from device_agents.assembly.serving import make_inference
 from device_agents.diagnostics.checks import checks_of
 from device_agents.facts import measure_facts
 from edgekit.cli.main import edgekit

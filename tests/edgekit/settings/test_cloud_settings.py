@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from device_agents.assemble import make_cloud, threshold_warnings
+from device_agents.assembly.cloud import make_cloud
+from device_agents.assembly.serving import threshold_warnings
 from device_agents.inference.cloud.budget_rules import Budget
 from device_agents.inference.options import CloudOptions, ServiceOptions
 from edgekit.errors import SettingsError

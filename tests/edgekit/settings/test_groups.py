@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from device_agents.assemble import ENGINES, agent_options, metered_link
+from device_agents.assembly.control import agent_options
+from device_agents.assembly.serving import ENGINES, metered_link
 from device_agents.deployment import Limits
 from device_agents.download.options import DownloadOptions
 from device_agents.inference.options import ServiceOptions

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agents.assemble import make_inference
+from device_agents.assembly.serving import make_inference
 from device_agents.inference.cloud.answer_times import SHORTEST_TRY_SECONDS, AnswerTimes
 from device_agents.inference.cloud.endpoints import CloudEndpoint, CloudEndpoints
 from device_agents.inference.cloud.http_client import HttpClient, NoAnswerError

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 
-from device_agents.control.joining import join_fleet
 from edgekit.cli.common.console import needs_extra, note
 from edgekit.cli.common.numbers import Number
 from edgekit.errors import DiskError, SettingsError
@@ -51,6 +50,7 @@ def join(
       edgekit-agent join mqtt://broker.example:8884 --code north.k7f3q2ab.Yb... --id pi-1 --target raspberry-pi-4
     """
     with needs_extra("agent"):
+        from device_agents.control.joining import join_fleet
         from edgekit.identity.authority import generate_tls_key, make_request, private_pem
         from edgekit.mqtt.transport import MqttTransport
         from edgekit.trust.keys import generate_key, load_signer, write_secret

@@ -2,7 +2,7 @@
 
 import pytest
 
-from device_agents.assemble import make_inference
+from device_agents.assembly.serving import make_inference
 from edgekit.errors import SettingsError
 from edgekit.serving.worker.runtime import WorkerRuntime
 from edgekit.settings import AgentSettings, load_settings

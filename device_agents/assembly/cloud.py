@@ -1,0 +1,87 @@
+"""Builds the clients of the cloud tier from settings."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from device_agents.inference.cloud.endpoints import CloudEndpoint, CloudEndpoints
+from device_agents.inference.cloud.retry_budget import RetryBudget
+from device_agents.inference.cloud_client import CloudClient
+from device_agents.inference.routing_rules import Reason
+from edgekit.errors import SettingsError
+from edgekit.serving.http.addresses import is_loopback
+from edgekit.settings import AgentSettings
+
+
+def make_cloud(settings: AgentSettings) -> CloudEndpoints | None:
+    """The endpoints of the cloud tier that the settings name; None for none.
+
+    Raises:
+        SettingsError: the API key or a file for TLS cannot be read.
+    """
+    retries = RetryBudget()
+    clients = make_cloud_clients(settings, retries)
+    if not clients:
+        return None
+
+    def endpoints(model: str) -> tuple[CloudEndpoint, ...]:
+        urls = settings.cloud_urls_of(model)
+        return tuple(CloudEndpoint(without_user(url), clients[url], endpoint_hold(settings, url)) for url in urls)
+
+    def close() -> None:
+        for client in clients.values():
+            client.close()
+
+    own = {name: endpoints(name) for name, one in settings.models.items() if one.cloud_url is not None}
+    return CloudEndpoints(endpoints(""), own, retries=retries, close=close)
+
+
+def make_cloud_clients(settings: AgentSettings, retries: RetryBudget) -> dict[str, CloudClient]:
+    """A client for each endpoint that the settings name, by URL. Raises SettingsError as `make_cloud`."""
+    urls = settings.all_cloud_urls()
+    if not urls:
+        return {}
+    key = _read_key(settings.cloud_api_key_file) if settings.cloud_api_key_file else ""
+    tls = _cloud_tls(settings)
+    return {url: CloudClient(url, api_key=key, tls=tls, may_retry=retries.take) for url in urls}
+
+
+def endpoint_hold(settings: AgentSettings, url: str) -> Reason | None:
+    """Why an endpoint may never be called: the API key would travel where it can be read; None where it may be."""
+    parts = urlsplit(url)
+    is_open = parts.scheme == "http" and not is_loopback(parts.hostname or "")
+    refused = is_open and settings.cloud_api_key_file and not settings.cloud_unencrypted
+    return Reason.UNENCRYPTED if refused else None
+
+
+def without_user(url: str) -> str:
+    """A URL without a user's name and password, for messages and metrics."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
+
+def _cloud_tls(settings: AgentSettings) -> ssl.SSLContext | None:
+    """For https: the authorities, read once and before requests come, and a certificate; None without https."""
+    authority, certificate, key = settings.cloud_ca, settings.cloud_certificate, settings.cloud_key
+    if not any(url.startswith("https://") for url in settings.all_cloud_urls()):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=authority)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key, password="")  # a prompt would stop the agent
+    except OSError as error:
+        names = ", ".join(str(path) for path in (authority, certificate, key) if path is not None)
+        raise SettingsError(
+            f"{names} cannot be used for TLS with the cloud tier: {error}",
+            advice="cloud_ca, cloud_certificate and cloud_key name PEM files; the key has no password.",
+        ) from error
+    return context
+
+
+def _read_key(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the API key file {path} cannot be read: {error}") from error
