@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from device_agents.remote_commands import RemoteParts
     from edgekit.bundle.compat import Facts
 
+FIRST_ANSWERS_SECONDS = 0.1  # applications that waited for the agent ask at once; the import does not compete with them
+
 
 class Stop:
     """The order to stop: it may come while nothing is there yet that could be stopped."""
@@ -134,6 +136,7 @@ async def _start_agent(
 
     inference.ask_consent(consent)
     try:
+        await asyncio.sleep(FIRST_ANSWERS_SECONDS)
         control, facts = await asyncio.gather(in_thread(_import_control), in_thread(_measure, settings))
         if stop.given:
             await in_thread(installed.journal.end_session)
