@@ -1,7 +1,8 @@
 """Start of a whole agent to its first answer, beside the bare start of Python, numpy, the runtime and the same model.
 
-Both start in turns, as processes of their own, and both find compiled Python files: a first start of each, which writes
-them, is not counted. Seconds differ threefold between machines, so the figure is a ratio within the same run.
+Both start in turns, as processes of their own, and both find compiled Python files, as after an installation: a first
+start of each, which writes them, is not counted. Seconds differ threefold between machines, so the figure is a ratio
+within the same run.
 """
 
 from __future__ import annotations
@@ -56,10 +57,9 @@ class Start(NamedTuple):
     cpu: float
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """The environment of both processes: compiled files are written to `folder`, and found there."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {**kept, "PYTHONPYCACHEPREFIX": str(folder)}
+def environment() -> dict[str, str]:
+    """The environment of both processes, in which Python writes compiled files."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def cpu_seconds(pid: int) -> float:
@@ -97,7 +97,7 @@ def measure(kind: str, folder: Path) -> list[Figure]:
     """Figures of one runtime."""
     settings = prepare(folder / kind.split()[0], kind, f"mqtt://127.0.0.1:{free_port()}")
     model = next((settings.parent / "bundle").glob("model.*"))
-    env = environment(folder / "compiled")
+    env = environment()
     bare, agent = [], []
     for turn in range(STARTS + 1):
         one, other = bare_start(kind, model, env), agent_start(settings, env)

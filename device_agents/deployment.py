@@ -1,6 +1,6 @@
 """Values of the UpdateMachine: states, effects, events, and the journalled record of one model."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 import enum
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import importlib
 import os
 from pathlib import Path
 
@@ -29,9 +31,17 @@ def run(config: Path, http: str | None, broker: str | None) -> None:
     environment, notifier = dict(os.environ), Notifier.take()
     # OpenBLAS starts a thread a core when numpy is imported. Models run in their runtime, which has threads of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.disable()  # nearly all that a start makes stays, so the search for garbage would find nothing
+
+    def say_ready(line: str) -> None:
+        click.echo(line)
+        gc.freeze()
+        gc.enable()
+
     with needs_extra("agent"):
+        importlib.import_module("numpy")  # before msgspec, whose typing_extensions makes numpy's typing slow to import
         from device_agents.running import run_agent
 
-        again = asyncio.run(run_agent(config, {"http": http, "broker": broker}, notifier, click.echo))
+        again = asyncio.run(run_agent(config, {"http": http, "broker": broker}, notifier, say_ready))
     if again:
         restart_process(environment, managed=notifier.managed)

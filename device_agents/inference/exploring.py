@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from device_agents.inference.cascade.certificates import Certificates
 from device_agents.inference.cascade.certified import Held, News
 from device_agents.inference.cloud.failures import FallbackError
-from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import CloudOptions
 from device_agents.inference.request import Request
 from device_agents.inference.routing_rules import Reason
 from edgekit.protocols import Clock, CloudAnswer
 from edgekit.tensors import Array
+
+if TYPE_CHECKING:
+    from device_agents.inference.fallback import Fallback
 
 See = Callable[[CloudAnswer | None, None], None]
 MOST_AT_ONCE = 2  # explorations; others are left out, so that they never hold back requests that need the cloud tier

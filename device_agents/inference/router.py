@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,7 +13,6 @@ from device_agents.inference.cascade.certificates import Certificates
 from device_agents.inference.cascade.certified import Held
 from device_agents.inference.cloud.failures import FallbackError
 from device_agents.inference.exploring import Explorer, note_cloud
-from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import LOCAL_ONLY, NEVER, CloudOptions
 from device_agents.inference.request import Request, no_route_message, stateful_error
 from device_agents.inference.routing_rules import Decision, Reason, Route
@@ -24,8 +24,11 @@ from edgekit.runtimes.logical import check_inputs
 from edgekit.serving.models.manager import ModelManager
 from edgekit.serving.oip.codec import InferResponse
 from edgekit.serving.session.session import DeadlineError, OverloadedError, Session
-from edgekit.serving.worker.runtime import WorkerRestartingError
+from edgekit.serving.worker.errors import WorkerRestartingError
 from edgekit.tensors import Array
+
+if TYPE_CHECKING:
+    from device_agents.inference.fallback import Fallback
 
 
 class InferenceRouter:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,7 +22,6 @@ from device_agents.inference.cloud.budgets import Listener as BudgetListener
 from device_agents.inference.cloud.endpoints import CloudEndpoints, endpoints_of
 from device_agents.inference.egress_rules import BundleLimits
 from device_agents.inference.exploring import Explorer
-from device_agents.inference.fallback import Fallback
 from device_agents.inference.options import CloudOptions, ServiceOptions, with_old_names
 from device_agents.inference.request import Request, parse_parameters
 from device_agents.inference.router import InferenceRouter
@@ -56,6 +55,9 @@ from edgekit.serving.session.statistics import Statistics
 from edgekit.serving.worker.loader import Loader
 from edgekit.sketches.sketch import Sketch
 from edgekit.tensors import Array
+
+if TYPE_CHECKING:
+    from device_agents.inference.fallback import Fallback
 
 
 class InferenceService:
@@ -109,9 +111,12 @@ class InferenceService:
             service.explorations_per_day, disk, lambda model: cloud_options(model).cloud_inputs
         )
         self._observer = Observer(service, cloud_options, self._limits, self._clock, disk)
-        self._fallback = self._explorer = None
+        self._fallback: Fallback | None = None
+        self._explorer: Explorer | None = None
         endpoints = endpoints_of(cloud)
         if endpoints is not None:
+            from device_agents.inference.fallback import Fallback  # only for a cloud tier
+
             timeout, share = service.cloud_timeout_seconds, service.exploration_share
             self._fallback = Fallback(endpoints, self._clock, timeout, cloud_options, spread, self._budgets, hold)
             self._explorer = Explorer(self._fallback, cloud_options, self.certificates, self._clock, share, spread)

@@ -4,7 +4,7 @@ Each record is stored twice, followed by its sha256. When the disk damaged a fil
 damaged, the record is rebuilt from the rest of the disk, and the damage is reported.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 import hashlib
 import logging

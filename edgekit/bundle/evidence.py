@@ -5,7 +5,7 @@ other versions with that one, and signs each outcome into the ``custom`` fields 
 and its digest stay, and agents that do not know the field ignore it.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 import enum
 from collections.abc import Iterable, Mapping

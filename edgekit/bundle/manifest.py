@@ -4,7 +4,7 @@ TUF signs the canonical bytes of the manifest; their sha256 is the bundle digest
 manifest lists it, so parsing refuses every file name that could lead outside the bundle's folder.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 import hashlib
 import re

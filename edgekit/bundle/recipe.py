@@ -1,8 +1,7 @@
 """Recipe: the choices of one conversion, validated before work starts and saved in the bundle."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
-import difflib
 import hashlib
 import re
 
@@ -152,7 +151,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.prune == CHANNELS
 
     @property
-    def base(self) -> Recipe:
+    def base(self) -> "Recipe":
         """The recipe with its pruning alone. Recipes with the same base start from the same float graph."""
         return Recipe(prune=self.prune, kept=self.kept, share=self.share, seed=self.seed, recovery=self.recovery)
 
@@ -162,7 +161,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return OWN in (self.recovery or ())
 
     @property
-    def without_own(self) -> Recipe:
+    def without_own(self) -> "Recipe":
         """The recipe without the user's own loop; its graph has the same shape."""
         return msgspec.structs.replace(self, recovery=tuple(step for step in self.recovery or () if step != OWN))
 
@@ -216,6 +215,8 @@ def preset(name: str) -> Recipe:
     """
     if name in PRESETS:
         return PRESETS[name]
+    import difflib  # only for this error
+
     near = difflib.get_close_matches(name, PRESETS, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise RecipeError(f"there is no recipe preset {name!r}", advice=f"{hint}Presets: {', '.join(PRESETS)}.")

@@ -3,7 +3,7 @@
 It is the file ``certificate.json`` of a bundle, in canonical JSON; the certificate's id is the sha256 of its bytes.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 import hashlib
 from collections.abc import Collection, Mapping

@@ -5,7 +5,7 @@ of n samples (at LEVELS), and no sample as a whole. Equal values are ordered by 
 sample draws; a statistic then has no equal values, and its ranks follow the same law whatever its distribution is.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 import bisect
 import itertools

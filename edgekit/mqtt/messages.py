@@ -4,7 +4,7 @@ All messages over MQTT are here, except parts of samples (`sample_messages.py`) 
 is a TUF document (`trust/`).
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 from typing import Any, TypeVar
 

@@ -1,6 +1,6 @@
 """Wire messages of samples for retraining. Pure."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 import msgspec
 

@@ -3,7 +3,7 @@
 A step reads tensors by name (`of`; empty if there is only one) and replaces them. Other tensors stay unchanged.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 from collections.abc import Mapping
 from typing import Literal

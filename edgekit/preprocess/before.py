@@ -1,6 +1,6 @@
 """Steps before the model for any numbers, and the union of all steps."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 import math
 from typing import Literal

@@ -1,6 +1,6 @@
 """Processing: the manifest's steps before and after the model, and the check that they fit the model."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 from collections.abc import Sequence
 

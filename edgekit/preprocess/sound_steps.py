@@ -1,6 +1,6 @@
 """Steps before the model for sounds."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 from typing import Literal
 

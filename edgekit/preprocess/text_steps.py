@@ -1,6 +1,6 @@
 """The step before the model for text: word pieces."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 from typing import Literal
 

@@ -1,6 +1,6 @@
 """Settings of one device: ``agent.toml``, as `edgekit device enroll` writes it."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import os
 import sys
 from collections.abc import Mapping
@@ -76,10 +76,18 @@ def _read_file(kind: type[Any], file: Path) -> dict[str, Any]:
         raise SettingsError(f"settings file {file} cannot be read: {error}") from error
     for key in values:
         if key not in kind.__struct_fields__:
+            import difflib  # only for this error
+
             near = difflib.get_close_matches(key, kind.__struct_fields__, n=1, cutoff=0.4)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(kind.__struct_fields__)}."
             raise SettingsError(f"settings file {file} has an unknown key {key!r}", advice=hint)
     return _resolve_paths(file.parent, kind, values)
+
+
+@functools.cache
+def _fields(kind: type[Any]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """The fields of a class of settings; it evaluates every annotation, and an agent reads its settings twice."""
+    return msgspec.structs.fields(kind)
 
 
 def _decode_text(data: bytes, file: Path) -> str:
@@ -95,7 +103,7 @@ def _decode_text(data: bytes, file: Path) -> str:
 
 def _resolve_paths(folder: Path, kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
     """`values` and the defaults, with every relative path started at `folder`."""
-    fields = msgspec.structs.fields(kind)
+    fields = _fields(kind)  # type: ignore[arg-type]  # mypy takes no class for hashable
     values = {**{f.name: f.default for f in fields if f.default is not msgspec.NODEFAULT}, **values}
     for field in fields:
         value, declared = values.get(field.name), bare_type(field.type)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from device_agents.inference.fallback import Fallback
 from device_agents.inference.watch.counters import NO_MODEL
 from device_agents.inference.watch.drift import DriftWatch
 from edgekit.serving.models.manager import ModelManager
+
+if TYPE_CHECKING:
+    from device_agents.inference.fallback import Fallback
 
 Figures = dict[str, dict[str, float]]
 

@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import msgspec
 
 from edgekit.errors import MissingExtraError, SettingsError
-from edgekit.settings import ControlSettings, load_settings
+
+if TYPE_CHECKING:
+    from edgekit.settings import ControlSettings
 
 DEFAULT_CONFIG = Path("edgekit.toml")
 QUIET_SECONDS = 2.0  # shorter work shows no progress
@@ -37,6 +38,8 @@ def dry_run_option(function: F) -> F:
 
 def control_settings(**flags: Any) -> ControlSettings:
     """Load the settings: first --config or ./edgekit.toml, then the environment, then `flags`, which win."""
+    from edgekit.settings import ControlSettings, load_settings  # commands of a device have settings of their own
+
     context = click.get_current_context(silent=True)
     named = context.find_root().params.get("config") if context else None
     file = named or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
@@ -81,6 +84,8 @@ def printable(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """Print a result as JSON with sorted keys on stdout."""
+    import msgspec  # only for JSON: see device_agents.cli.run
+
     data = msgspec.json.encode(value, order="sorted", enc_hook=str)
     click.echo(msgspec.json.format(data, indent=2).decode())
 

@@ -9,7 +9,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from email.utils import formatdate
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -439,6 +438,8 @@ def _is_local(host: str) -> bool:
 
 def _json(document: Any) -> Reply:
     """A document, with the time of this server, so that `edgekit-agent check` can compare clocks."""
+    from email.utils import formatdate  # not needed for the first answer of a model
+
     headers = {"Content-Type": oip.JSON_TYPE, "Date": formatdate(usegmt=True)}
     return Reply(200, msgspec.json.encode(document), headers)
 

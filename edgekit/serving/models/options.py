@@ -1,6 +1,6 @@
 """How one model is served: choices as data. The types carry the text of the settings reference."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 from typing import Annotated, Literal
 

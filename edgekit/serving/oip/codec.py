@@ -5,7 +5,7 @@ A body is JSON, followed by the bytes of each binary tensor in order, little-end
 DataError and no other error.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 import functools
 import math

@@ -1,6 +1,6 @@
 """The form of requests and answers of the Open Inference Protocol: JSON, followed by the bytes of binary tensors."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
 
 import functools
 from collections.abc import Collection, Mapping, Sequence

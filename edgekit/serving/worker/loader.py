@@ -15,7 +15,6 @@ from edgekit.runtimes import ONNXRUNTIME, import_library, open_runtime
 from edgekit.runtimes.providers import GPU, Acceleration
 from edgekit.sealing.opening import keyring_paths
 from edgekit.serving.models.options import ModelOptions
-from edgekit.serving.worker.runtime import OPEN_RUNTIME, WorkerRuntime
 from edgekit.versions import version_of
 
 _GPU_DISTRIBUTION = "onnxruntime-gpu"
@@ -48,13 +47,16 @@ class Loader:
         """Open a bundle. Raises as `open_runtime` and `WorkerRuntime`."""
         if not self.is_isolated(manifest):
             return open_runtime(manifest, folder, threads=self._threads, acceleration=self._wanted)
-        return self._in_worker(manifest, folder, OPEN_RUNTIME)
+        return self._in_worker(manifest, folder)
 
     def aside(self, manifest: Manifest, folder: Path) -> Runtime:
         """Open a bundle in a process of the lowest priority, so that it neither delays nor harms this one."""
-        return self._in_worker(manifest, folder, LOW_PRIORITY)
+        return self._in_worker(manifest, folder, loader=LOW_PRIORITY)
 
-    def _in_worker(self, manifest: Manifest, folder: Path, loader: str) -> Runtime:
+    def _in_worker(self, manifest: Manifest, folder: Path, loader: str = "") -> Runtime:
+        # Imported here, because most devices run their models in the agent's process.
+        from edgekit.serving.worker.runtime import OPEN_RUNTIME, WorkerRuntime
+
         options = {"threads": self._threads, "acceleration": msgspec.to_builtins(self._wanted)}
         if manifest.sealed is not None:
             options["class_keys"] = [str(path) for path in keyring_paths()]
@@ -62,7 +64,7 @@ class Loader:
             manifest,
             folder,
             options=options,
-            loader=loader,
+            loader=loader or OPEN_RUNTIME,
             run_seconds=self._options(manifest.name).run_timeout_seconds,
         )
 

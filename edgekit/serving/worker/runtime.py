@@ -19,7 +19,7 @@ from typing import Any
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import ArenaFullError, DataError, EdgekitError, ManifestError, RuntimeLoadError, UnavailableError
 from edgekit.serving.session.memory_usage import pss_bytes
-from edgekit.serving.session.queue import OverloadedError
+from edgekit.serving.worker.errors import WorkerCrashedError, WorkerRestartingError
 from edgekit.serving.worker.shared_memory import (
     Channel,
     Failed,
@@ -46,14 +46,6 @@ _PLAIN_ERRORS = {
 }
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from edgekit.serving.worker import child as w; "
 _BOOT += "w.main(*map(int, sys.argv[2:]))"
-
-
-class WorkerCrashedError(RuntimeLoadError):
-    """The process of a model ended during a request, or was ended because the request took too long."""
-
-
-class WorkerRestartingError(OverloadedError):
-    """The process of a model is being restarted."""
 
 
 class Backoff:

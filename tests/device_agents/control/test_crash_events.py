@@ -10,7 +10,8 @@ from device_agents.inference.service import InferenceService
 from device_agents.options import AgentTimings
 from device_agents.update.probation import ProbationLimits, live_faults
 from edgekit.mqtt import messages
-from edgekit.serving.worker.runtime import Backoff, WorkerCrashedError, WorkerRestartingError, WorkerRuntime
+from edgekit.serving.worker.errors import WorkerCrashedError, WorkerRestartingError
+from edgekit.serving.worker.runtime import Backoff, WorkerRuntime
 from edgekit.trust.envelopes import open_envelope
 from tests.simulators import crashing
 from tests.simulators.device import Desk, Device

@@ -22,12 +22,11 @@ from edgekit.runtimes import open_runtime
 from edgekit.serving.models.options import ModelOptions
 from edgekit.serving.session.queue import OverloadedError
 from edgekit.serving.worker import shared_memory
+from edgekit.serving.worker.errors import WorkerCrashedError, WorkerRestartingError
 from edgekit.serving.worker.loader import Loader
 from edgekit.serving.worker.runtime import (
     STABLE_SECONDS,
     Backoff,
-    WorkerCrashedError,
-    WorkerRestartingError,
     WorkerRuntime,
 )
 from edgekit.serving.worker.shared_memory import SharedTensors, Tensor, WorkerLostError, shared_file
