@@ -26,6 +26,7 @@ import converters.lowering.operators.resizing
 import converters.lowering.operators.sampling
 import converters.lowering.operators.shapes
 import converters.lowering.operators.spatial
+import converters.lowering.operators.spectra
 import converters.lowering.operators.trigonometry  # noqa: F401 - importing these fills the registry
 from converters.graph.graph import Graph, attributes, label
 from converters.lowering.advice import advice_for

@@ -15,7 +15,8 @@ def repaired(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of the model in the form that later steps expect.
 
     Weights are not inputs, domains that no node uses are not imported, every output is made by a node of its own and is
-    given out once, and the version of the file format is one that every supported ONNX Runtime reads.
+    given out once, a default that ONNX's shape inference mistakes is stated, and the version of the file format is one that
+    every supported ONNX Runtime reads.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -23,6 +24,9 @@ def repaired(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in all_nodes(copy.graph):
         if node.domain in STANDARD:
             node.domain = ""
+    for node in (*all_nodes(copy.graph), *(node for function in copy.functions for node in function.node)):
+        if node.op_type == "STFT" and not any(attribute.name == "onesided" for attribute in node.attribute):
+            node.attribute.append(helper.make_attribute("onesided", 1))  # ONNX's inference takes 0 for the default
     _keep_used_domains(copy)
     for graph in all_graphs(copy.graph):
         _drop_initializer_inputs(graph)

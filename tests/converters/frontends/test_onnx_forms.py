@@ -86,6 +86,14 @@ def test_wrong_declared_output_shape_is_corrected(tmp_path):
         assert load_onnx(models.saved(model, tmp_path / "m.onnx")).outputs[0].shape == (None, 4)
 
 
+def test_short_fourier_transform_without_its_default_is_read(tmp_path):
+    """STFT gives half of the bins where the file does not say so; ONNX's own inference expects all of them."""
+    held = {"window": np.hanning(16).astype(np.float32), "step": np.int64(5), "w": rows(3, 9)}
+    nodes = [helper.make_node("STFT", ["x", "step", "window"], ["s"]), helper.make_node("MatMul", ["w", "s"], ["y"])]
+    model = models.model_of(nodes, {"x": ["batch", 40]}, {"y": ["batch", 5, 3, 2]}, held)
+    assert same(model, tmp_path, rows(2, 40))["y"].shape == (2, 5, 3, 2)
+
+
 def test_output_given_out_twice_is_one_output(tmp_path):
     """A name that is listed twice among the outputs is one output."""
     model = models.model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", 4]}, {"y": ["batch", 4]})

@@ -320,6 +320,12 @@ CASES = {
     "gru-both-ways": recurrent("GRU", 3, ways=2, direction="bidirectional", linear_before_reset=1),
     "rnn": recurrent("RNN", 1),
     "lstm-first-states": case([node("LSTM", ("x", "w", "r", "", "", "h", "c"), ["", "", "y"], hidden_size=3)], [1, 1, 4], [1, 1, 3], {"w": weights(1, 12, 4), "r": weights(1, 12, 3), "h": weights(1, 1, 3), "c": weights(1, 1, 3)}),
+    "stft": case([node("STFT", ("x", "step", "window"))], [1, 40], [1, 5, 9, 2], {"step": np.int64(5), "window": np.hanning(16).astype(np.float32)}),
+    "stft-all-bins": case([node("STFT", ("x", "step", "", "length"), onesided=0)], [1, 40, 1], [1, 5, 16, 2], {"step": np.int64(5), "length": np.int64(16)}),
+    "dft": case([node("DFT", axis=2)], [1, 6, 8, 1], [1, 6, 8, 2]),
+    "dft-one-sided-short": case([node("DFT", ("x", "length"), axis=1, onesided=1)], [1, 6, 8, 1], [1, 3, 8, 2], {"length": np.int64(4)}),
+    "dft-complex-long": case([node("DFT", ("x", "length"), axis=2)], [1, 6, 8, 2], [1, 6, 10, 2], {"length": np.int64(10)}),
+    "dft-inverse": case([node("DFT", axis=1, inverse=1)], [1, 6, 8, 2], [1, 6, 8, 2]),
 }  # fmt: skip
 
 
