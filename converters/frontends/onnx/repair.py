@@ -15,8 +15,8 @@ def repaired(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of the model in the form that later steps expect.
 
     Weights are not inputs, domains that no node uses are not imported, every output is made by a node of its own and is
-    given out once, a default that ONNX's shape inference mistakes is stated, and the version of the file format is one that
-    every supported ONNX Runtime reads.
+    given out once, a default that ONNX's shape inference mistakes is stated, and the version of the file format is one
+    that every supported ONNX Runtime reads.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

@@ -325,6 +325,8 @@ CASES = {
     "dft": case([node("DFT", axis=2)], [1, 6, 8, 1], [1, 6, 8, 2]),
     "dft-one-sided-short": case([node("DFT", ("x", "length"), axis=1, onesided=1)], [1, 6, 8, 1], [1, 3, 8, 2], {"length": np.int64(4)}),
     "dft-complex-long": case([node("DFT", ("x", "length"), axis=2)], [1, 6, 8, 2], [1, 6, 10, 2], {"length": np.int64(10)}),
+    "dft-prime": case([node("DFT", ("x", "length"), axis=1)], [1, 6, 8, 1], [1, 7, 8, 2], {"length": np.int64(7)}),
+    "dft-complex-prime": case([node("DFT", ("x", "length"), axis=1)], [1, 6, 8, 2], [1, 5, 8, 2], {"length": np.int64(5)}),
     "dft-inverse": case([node("DFT", axis=1, inverse=1)], [1, 6, 8, 2], [1, 6, 8, 2]),
 }  # fmt: skip
 
