@@ -11,6 +11,7 @@ from converters.backends.context import ConversionContext
 from converters.backends.contract import Artifact
 from converters.backends.layers import Layer, layers_of
 from converters.backends.onnx_common import artifact_of, dynamic, named, qdq
+from converters.backends.onnx_pads import unmerged_pads
 from converters.backends.onnx_weights import integer_tables, integer_weights
 from converters.calibration.joins import QUANTIZED_LAYERS, Ranges, apart
 from converters.calibration.masks import masking_nodes
@@ -69,7 +70,7 @@ class OnnxCpuBackend:
         """Make the .onnx of `recipe`. Raises as `Backend.build`."""
         if recipe.precision not in self.precisions:
             raise ConversionError(f"{self.name} supports {', '.join(self.precisions)}, not {recipe.precision}")
-        graph = named(self._context.prepared(recipe, self._graph))
+        graph = named(unmerged_pads(self._context.prepared(recipe, self._graph)))
         if not recipe.quantized:
             return artifact_of(self._graph, graph.model, recipe)
         graph = integer_tables(graph)

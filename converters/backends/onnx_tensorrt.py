@@ -18,6 +18,7 @@ from converters.backends.context import ConversionContext
 from converters.backends.contract import Artifact
 from converters.backends.layers import Layer, layers_of, output_axis, raise_opset, without_four_bits
 from converters.backends.onnx_common import artifact_of, half, named
+from converters.backends.onnx_pads import unmerged_pads
 from converters.backends.tensorrt_rules import Placement, choose_placement, violations
 from converters.graph.graph import Graph, label
 from edgekit.bundle.recipe import STATIC, WHOLE, Recipe
@@ -58,7 +59,7 @@ class OnnxTensorRTBackend:
         if recipe.precision not in self.precisions or recipe.int4_layers:
             wanted = f"{recipe.precision} with 4-bit layers" if recipe.int4_layers else recipe.precision
             raise ConversionError(f"{self.name} supports {', '.join(self.precisions)}, not {wanted}")
-        graph = named(self._context.prepared(recipe, self._graph))
+        graph = named(unmerged_pads(self._context.prepared(recipe, self._graph)))
         if recipe.precision == "float32":
             return artifact_of(self._graph, graph.model, recipe)
         if recipe.precision == "float16":

@@ -26,6 +26,8 @@ except ImportError as error:
 
 _log = logging.getLogger(__name__)
 
+# Pad_Fusion takes zeros around the input of a MaxPool for its padding, which is minus infinity (ONNX Runtime 1.31).
+WRONG_OPTIMIZERS = ("Pad_Fusion",)
 X86_64 = ("x86_64", "amd64")  # platform.machine() in lower case
 
 # ONNX Runtime's exceptions have no common base class below Exception; its C++ code raises only these.
@@ -103,6 +105,7 @@ class OnnxRuntime:
                 sess_options=session_options,
                 providers=chosen or [CPU],
                 provider_options=[dict((options or {}).get(name, {})) for name in chosen or [CPU]],
+                disabled_optimizers=list(WRONG_OPTIMIZERS),
             )
             self._inputs = {node.name: _spec(node) for node in self._session.get_inputs()}
             self._outputs = {node.name: _spec(node) for node in self._session.get_outputs()}

@@ -133,3 +133,20 @@ def test_layer_of_noise_is_empty_for_a_graph_that_cannot_be_traced(samples):
     model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 1 << 22], np.int64), "large"))
     model.graph.node.append(helper.make_node("Expand", ["y", "large"], ["huge"], "expand"))
     assert noisiest_layer(Graph(model), samples.inputs) == ""
+
+
+def test_rough_fourier_transform_counts_as_noise(tmp_path):
+    """ONNX Runtime's transform of 320 values is rough, which a logarithm shows; of 256 values it is exact."""
+    found = {}
+    for size in (256, 320):
+        nodes = [
+            helper.make_node("STFT", ["x", "step", "window"], ["s"], "stft", onesided=1),
+            helper.make_node("ReduceSumSquare", ["s"], ["power"], "power", axes=[-1], keepdims=0),
+            helper.make_node("Log", ["power"], ["y"], "log"),
+        ]
+        held = {"step": np.int64(size // 2), "window": np.hanning(size).astype(np.float32)}
+        model = model_of(nodes, {"x": ["n", 1600]}, {"y": ["n", "frames", size // 2 + 1]}, held)
+        samples = Samples({"x": np.random.default_rng(2).normal(0, 1, (4, 1600)).astype(np.float32)})
+        read = source(model, tmp_path)
+        found[size] = float(noise_of(read, samples, read.answers(samples.inputs)).by_output["y"].max())
+    assert found[320] > 20 * found[256]
