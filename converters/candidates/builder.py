@@ -101,6 +101,8 @@ class CandidateBuilder:
     def _prune(self, target: _BuildTarget, make: Make, levels: Levels, aim: str, measured: Sequence[Measured]) -> None:
         """Make pruned candidates beside those of `measured`."""
         made = [one for one in measured if not one.fault]
+        if not made:  # the target cannot run this structure, with fewer channels neither
+            return
         cheapest = min(made, key=lambda one: one.cost.value).recipe
         costs: dict[str, float] = {}
 

@@ -6,9 +6,13 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from converters import convert
 from converters.calibration.calibrate import Calibration
+from converters.options import ConversionOptions
+from converters.pipeline import run_plan
+from converters.plan import make_plan
 from edgekit.bundle.golden import read_golden, self_test
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.bundle.recipe import Recipe
@@ -308,6 +312,25 @@ def test_wrong_choices_are_refused_before_any_work(choices, error):
     """Wrong options are reported before the model is opened."""
     with pytest.raises(error):
         convert("nothing.onnx", **choices)
+
+
+@pytest.mark.heavy
+def test_structure_that_a_target_cannot_run_is_refused_with_its_operator(tmp_path, child):
+    """Where no candidate can be made at all, nothing is pruned, and the refusal names what the target lacks."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Sin", ["c"], ["s"], name="sine"),
+        helper.make_node("GlobalAveragePool", ["s"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["y"], name="flat"),
+    ]
+    weights = {"w": np.random.default_rng(1).normal(0, 1, (8, 1, 3, 3)).astype(np.float32)}
+    models.saved(models.model_of(nodes, {"x": ["n", 1, 8, 8]}, {"y": ["n", 8]}, weights), tmp_path / "m.onnx")
+    models.labelled_data(tmp_path / "d.npz", rows=200)
+    options = ConversionOptions(
+        targets=["coral-edgetpu"], data=tmp_path / "d.npz", accept_unproven=True, output=tmp_path
+    )
+    with pytest.raises(RefusedError, match="does not run on Edge TPU"):
+        run_plan(make_plan(tmp_path / "m.onnx", options), child=child)
 
 
 LIGHT = """

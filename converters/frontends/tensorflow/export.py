@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import re
@@ -34,7 +35,8 @@ def exported(loaded: Loaded, path: str) -> bytes:
         ConversionError: tf2onnx failed otherwise.
     """
     function = tf.function(lambda *tensors: [tf.identity(t) for t in loaded.function(*tensors)], autograph=False)
-    concrete = function.get_concrete_function(*loaded.inputs)
+    with _without_xla():
+        concrete = function.get_concrete_function(*loaded.inputs)
     _refuse_changes(concrete.graph, loaded, path)
     captured = {inner.name: outer for outer, inner in concrete.graph.captures if outer.dtype != tf.resource}
     model = _converted(function, loaded.inputs)
@@ -45,6 +47,26 @@ def exported(loaded: Loaded, path: str) -> bytes:
     _set_sizes(model.graph, loaded.inputs, [value.shape for value in concrete.outputs])
     data: bytes = model.SerializeToString()
     return data
+
+
+@contextlib.contextmanager
+def _without_xla() -> Iterator[None]:
+    """Trace functions that Keras compiles by XLA as part of the model: grouped convolutions, which have no CPU kernel.
+
+    Such a function stays a call of its own in the graph, and tf2onnx knows no calls.
+    """
+    original = tf.function
+
+    def function(*arguments: Any, **options: Any) -> Any:
+        if not options.get("jit_compile"):
+            return original(*arguments, **options)
+        return arguments[0] if arguments else lambda inner: inner
+
+    tf.function = function
+    try:
+        yield
+    finally:
+        tf.function = original
 
 
 def _converted(function: Any, inputs: list[Any]) -> Any:

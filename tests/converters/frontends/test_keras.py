@@ -179,3 +179,25 @@ def test_a_normalization_layer_holds_constants(keras_folder, child):
     x = np.random.default_rng(0).normal(2, 3, (5, 4)).astype(np.float32)
     (name,) = (spec.name for spec in source.graph.outputs)
     np.testing.assert_allclose(source.graph.run({"flat": x})[name], source.answers({"flat": x})[name], atol=1e-5)
+
+
+GROUPED = """
+import sys
+import keras
+keras.utils.set_random_seed(1)
+given = keras.Input((8, 8, 4), name="x")
+inner = keras.layers.Conv2D(4, 3, groups=4, padding="same")(given)
+inner = keras.layers.Conv2D(8, 3, groups=2, activation="relu")(inner)
+keras.Model(given, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(inner))).save(sys.argv[1])
+"""
+
+
+def test_grouped_convolutions_are_read(tmp_path, child):
+    """Keras compiles them by XLA, as a call that ONNX does not have; they become grouped convolutions of ONNX."""
+    path = tmp_path / "m.keras"
+    subprocess.run([sys.executable, "-c", GROUPED, str(path)], check=True, capture_output=True)
+    source = load_model(path, child)
+    x = {"x": np.random.default_rng(1).normal(0, 1, (3, 8, 8, 4)).astype(np.float32)}
+    for name, answers in source.answers(x).items():
+        np.testing.assert_allclose(source.graph.run(x)[name], answers, atol=1e-5)
+    assert sorted(node.op_type for node in source.graph.nodes).count("Conv") == 2
