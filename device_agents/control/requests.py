@@ -8,8 +8,10 @@ import logging
 import secrets
 from collections.abc import Callable
 
+from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.errors import DataError, NotFoundError, PacketTooLargeError, TransportError, UnavailableError
 from edgekit.mqtt import messages, topics
+from edgekit.mqtt.limits import part_bytes
 from edgekit.mqtt.messages import TOO_LARGE
 from edgekit.protocols import Handler, Message, Transport
 from edgekit.waiting import within
@@ -113,7 +115,7 @@ class RequestClient:
         missing: tuple[messages.Range, ...] = (),
         urls: bool = False,
     ) -> str:
-        """Request blocks of a blob; the arguments are the fields of BlocksRequest.
+        """Request blocks of a blob; the arguments are the fields of BlocksRequest. Blocks may come in parts.
 
         Returns:
             The request id.
@@ -121,7 +123,9 @@ class RequestClient:
         Raises:
             TransportError: the request cannot be sent.
         """
-        request = messages.BlocksRequest(pending.new_id(), digest, ranges, credit, left, missing, urls)
+        most = part_bytes(self._transport.packet_limit)
+        listens = missing if most == BLOCK_BYTES else ()  # no broadcast fits into the packets of this broker
+        request = messages.BlocksRequest(pending.new_id(), digest, ranges, credit, left, listens, urls, most)
         topic = topics.request(self._fleet, "blocks", self._device)
         await self._transport.publish(topic, messages.encode(request), qos=1, expiry_seconds=30)
         return request.id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 
 from device_agents.control.requests import PendingRequest, RequestClient, check_answer
@@ -10,10 +11,13 @@ from device_agents.download.block_sources import Arrival, Inbox, WantedBlocks
 from device_agents.download.broadcasts import BroadcastListener
 from device_agents.download.gate import Gate
 from device_agents.download.http_ranges import HttpRanges
-from edgekit.errors import TransportError
-from edgekit.mqtt.messages import Answer
+from edgekit.errors import DataError, TransportError
+from edgekit.mqtt.messages import Answer, Part
 from edgekit.protocols import Clock
 from edgekit.transfer.blocks import RoundTrip, Window, to_ranges
+from edgekit.transfer.parts import PartialBlocks
+
+log = logging.getLogger(__name__)
 
 MAX_SILENT_ATTEMPTS = 5
 MAX_BUSY_SECONDS = 15.0
@@ -57,6 +61,7 @@ class MqttRequests:
         self._client, self._clock, self._gate = client, clock, gate
         self._ranges, self._broadcast = ranges, broadcast
         self._pending = PendingRequest(client, self._receive)
+        self._partial = PartialBlocks()
         self._sent: dict[str, float] = {}  # request id -> when it was sent
         self._window = Window()
         self._silent = 0
@@ -112,7 +117,8 @@ class MqttRequests:
                 await self._back_off(answer.retry_seconds)
         else:
             check_answer(answer, f"blob {self._digest}")
-            if answer.index in self._wanted.missing:
+            is_whole = not answer.part or len(arrival.data) == answer.part.size
+            if is_whole and answer.index in self._wanted.missing:
                 self._note_block(answer)
                 return True
         return False
@@ -141,8 +147,27 @@ class MqttRequests:
     def _receive(self, answer: Answer | None) -> None:
         if answer is None:
             self._inbox.close()
+        elif answer.part:
+            self._receive_part(answer, answer.part)
         else:
             self._inbox.put(Arrival(self, answer.index, answer.data, answer))
+
+    def _receive_part(self, answer: Answer, part: Part) -> None:
+        """Put the block into the inbox, once it is whole. A part that nobody asked for counts as wasted."""
+        requested = self._wanted.requested
+        if answer.index not in requested:
+            self._inbox.put(Arrival(self, answer.index, answer.data, answer))
+            return
+        try:
+            added = self._partial.add(answer.index, part.offset, part.size, answer.data)
+        except DataError as error:
+            log.warning("a part of block %d of %s was dropped: %s", answer.index, self._digest, error)
+            return
+        if added.is_new:  # the block is on its way: its time-out begins again
+            requested[answer.index] = self._clock.monotonic()
+            self._silent = 0
+        data = (added.block or b"") if added.is_new else answer.data
+        self._inbox.put(Arrival(self, answer.index, data, answer))
 
     def _start_ranges(self, urls: tuple[str, ...]) -> None:
         self._urls_received = True  # ask once; blocks that the URLs do not bring are requested here

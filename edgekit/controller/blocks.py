@@ -10,12 +10,15 @@ import collections
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
+import msgspec
+
 from edgekit.bundle.manifest import BLOCK_BYTES, SHA256
 from edgekit.controller.broadcasts import BroadcastService
 from edgekit.controller.leases import WINDOW_BLOCKS, Leases, max_transfers
 from edgekit.controller.requests import BusyError, RequestService, check_id
 from edgekit.errors import DataError, NotFoundError, StoreError
-from edgekit.mqtt.messages import Answer, BlocksRequest, Range, decode
+from edgekit.mqtt.limits import MIN_PART_BYTES, part_bytes
+from edgekit.mqtt.messages import Answer, BlocksRequest, Part, Range, decode
 from edgekit.protocols import Clock, Store, Transport
 from edgekit.registry import blob_name
 from edgekit.transfer.broadcast import GATHER_SECONDS
@@ -82,7 +85,7 @@ class BlockService(RequestService):
         await self.broadcasts.stop()
 
     async def answers(self, device: str, payload: bytes) -> AsyncIterator[Answer]:
-        """Up to MAX_CREDIT blocks, in the requested order."""
+        """Up to MAX_CREDIT blocks, in the requested order; in parts where the broker accepts no whole block."""
         request = decode(payload, BlocksRequest)
         check_id(request.id)
         self._check(request)
@@ -93,14 +96,19 @@ class BlockService(RequestService):
         if request.urls and total >= MIN_URL_BLOCKS and (urls := await asyncio.to_thread(self._urls, request.digest)):
             yield Answer(id=request.id, total=total, urls=tuple(urls))
             return
-        if self.broadcasts.request(device, request, total):
+        packet = part_bytes(self._transport.packet_limit)
+        if packet == BLOCK_BYTES and self.broadcasts.request(device, request, total):
             self.leases.release(device, self._clock.monotonic())
             raise BusyError("a broadcast of this blob is in progress", 0.0, broadcast=True)
         self._admit(device, last=request.left == 0)
         wanted = list(itertools.islice(_indexes(request.ranges, total), min(request.credit, MAX_CREDIT)))
+        most = min(packet, request.part_bytes) if request.part_bytes else BLOCK_BYTES
         for run in _runs(wanted):
             for index, data in await self._read(request.digest, run):
-                yield Answer(id=request.id, index=index, total=total, data=data)
+                for offset in range(0, len(data), most):
+                    part = Part(offset, len(data)) if most < len(data) else msgspec.UNSET
+                    sent = data[offset : offset + most]
+                    yield Answer(id=request.id, index=index, total=total, data=sent, part=part)
 
     def _check(self, request: BlocksRequest) -> None:
         if not SHA256.fullmatch(request.digest):
@@ -110,6 +118,8 @@ class BlockService(RequestService):
             raise DataError(f"the request has {count} ranges, expected 1 to {MAX_RANGES}")
         if request.credit < 1:
             raise DataError(f"credit is {request.credit}, expected at least 1")
+        if request.part_bytes and request.part_bytes < MIN_PART_BYTES:
+            raise DataError(f"part_bytes is {request.part_bytes}, expected 0 or at least {MIN_PART_BYTES}")
 
     def _admit(self, device: str, *, last: bool) -> None:
         retry_seconds = self.leases.request(device, self._clock.monotonic(), last=last)

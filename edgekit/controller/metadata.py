@@ -6,10 +6,10 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 
-from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.controller.blocks import BlockCache
 from edgekit.controller.requests import RequestService, check_id
 from edgekit.errors import NotFoundError, UnavailableError
+from edgekit.mqtt.limits import part_bytes
 from edgekit.mqtt.messages import Answer, MetadataRequest, decode
 from edgekit.protocols import Clock, Store, Transport
 from edgekit.registry import metadata_name
@@ -21,7 +21,7 @@ _NUMBERED = re.compile(r"\d+\.")  # a file with its version in its name does not
 
 
 class MetadataService(RequestService):
-    """Answers ``request/metadata/<device>`` with a whole file, in parts of at most BLOCK_BYTES bytes.
+    """Answers ``request/metadata/<device>`` with a whole file, in parts of a block, or as large as the broker accepts.
 
     Devices in step request the same files. They share one read of a file and one copy of its bytes.
     """
@@ -45,10 +45,10 @@ class MetadataService(RequestService):
         request = decode(payload, MetadataRequest)
         check_id(request.id)
         data = await self._file(request.name)
-        total = max(1, -(-len(data) // BLOCK_BYTES))
+        most = part_bytes(self._transport.packet_limit)
+        total = max(1, -(-len(data) // most))
         for index in range(total):
-            part = data[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
-            yield Answer(id=request.id, index=index, total=total, data=part)
+            yield Answer(id=request.id, index=index, total=total, data=data[index * most : (index + 1) * most])
 
     async def _file(self, name: str) -> bytes:
         cached = self._cache.get(name, 0)

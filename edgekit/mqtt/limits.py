@@ -7,20 +7,35 @@ from edgekit.mqtt.messages import MAX_BROADCAST_BLOCKS
 
 PACKET_OVERHEAD_BYTES = 1024  # upper bound for topic, headers, properties and the fields beside the data
 BLOCK_PACKET_BYTES = BLOCK_BYTES + PACKET_OVERHEAD_BYTES
+MIN_PART_BYTES = 4096  # of a block; smaller parts would be more headers than data
+MIN_PACKET_BYTES = MIN_PART_BYTES + PACKET_OVERHEAD_BYTES
 ADVISED_BYTES = 327_680  # five blocks: a broadcast has up to three, and an assignment may have four
 
 
-def packet_fault(limit: int) -> str:
-    """Why blocks cannot come through a broker; empty if they can.
+def part_bytes(limit: int) -> int:
+    """Bytes of a block that one packet can have: BLOCK_BYTES where it has room for a block, else less.
+
+    Where there is not even room for MIN_PART_BYTES, it is BLOCK_BYTES too: a block then fails with an error of its own.
 
     Args:
         limit: The broker's largest packet in bytes; 0 where it did not say.
     """
-    if not limit or limit >= BLOCK_PACKET_BYTES:
+    if not limit or limit >= BLOCK_PACKET_BYTES or packet_fault(limit):
+        return BLOCK_BYTES
+    return limit - PACKET_OVERHEAD_BYTES
+
+
+def packet_fault(limit: int) -> str:
+    """Why blocks cannot come through a broker, not even in parts; empty if they can.
+
+    Args:
+        limit: The broker's largest packet in bytes; 0 where it did not say.
+    """
+    if not limit or limit >= MIN_PACKET_BYTES:
         return ""
     return (
-        f"the broker accepts packets of up to {limit} bytes, and a block needs {BLOCK_PACKET_BYTES}: no bundle with a "
-        f"larger file can come over MQTT. Set the broker's maximum packet size (mosquitto: max_packet_size) to "
+        f"the broker accepts packets of up to {limit} bytes, and a part of a block needs {MIN_PACKET_BYTES}: no bundle "
+        f"with a larger file can come over MQTT. Set the broker's maximum packet size (mosquitto: max_packet_size) to "
         f"{ADVISED_BYTES}, or let blocks come by HTTP (blob_urls)"
     )
 

@@ -39,6 +39,7 @@ class BlocksRequest(msgspec.Struct, frozen=True):
         left: Blocks of the blob that will still be missing after these; 0 ends a transfer; -1 where unknown.
         missing: All missing blocks, from a device that can listen to a broadcast; empty from one that cannot.
         urls: The device prefers URLs to blocks, where the controller knows some.
+        part_bytes: Most bytes of a block that an answer may have; 0 from a device that takes whole blocks only.
     """
 
     id: str
@@ -48,6 +49,7 @@ class BlocksRequest(msgspec.Struct, frozen=True):
     left: int = -1
     missing: tuple[Range, ...] = ()
     urls: bool = False
+    part_bytes: int = 0
 
 
 class MetadataRequest(msgspec.Struct, frozen=True):
@@ -57,8 +59,15 @@ class MetadataRequest(msgspec.Struct, frozen=True):
     name: str
 
 
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a block, inside `Answer`: where it begins in the block, and the length of the block, in bytes."""
+
+    offset: int
+    size: int
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """``answer/<id>``: one block, one part of a metadata file, or an error.
+    """``answer/<id>``: one block or a part of one, one part of a metadata file, or an error.
 
     Attributes:
         id: Id of the request.
@@ -70,6 +79,7 @@ class Answer(msgspec.Struct, frozen=True):
         retry_seconds: With ``busy``: when to send the request again; 0 where unknown.
         urls: URLs that serve ranges of the blob over HTTP. They are unsigned hints, and no block comes with them.
         wave: With ``busy``: the blob's blocks will be broadcast on ``wave/<digest>``; request the rest afterwards.
+        part: Which part of the block it has, where it has not the whole one.
     """
 
     id: str
@@ -81,6 +91,7 @@ class Answer(msgspec.Struct, frozen=True):
     retry_seconds: float = 0.0
     wave: bool = False
     urls: tuple[str, ...] = ()
+    part: Part | msgspec.UnsetType = msgspec.UNSET
 
 
 class BroadcastBlocks(msgspec.Struct, frozen=True):

@@ -6,6 +6,8 @@ models also have ``tag`` (N, 1), a constant that identifies a version.
 
 from __future__ import annotations
 
+import random
+import string
 from pathlib import Path
 
 import flatbuffers
@@ -43,8 +45,13 @@ def softmax(x: np.ndarray, gain: float = 1.0) -> np.ndarray:
     return (e / e.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
-def onnx_model(*, gain: float = 1.0, tag: float = 0.0, batch: int | None = None, work: int = 0) -> bytes:
-    """An ONNX model. `batch` None means a free batch; `work` adds matrix products that take time and change nothing."""
+def onnx_model(
+    *, gain: float = 1.0, tag: float = 0.0, batch: int | None = None, work: int = 0, padding: int = 0
+) -> bytes:
+    """An ONNX model. `batch` None means a free batch; `work` adds matrix products that take time and change nothing.
+
+    `padding` bytes make it large.
+    """
     n = "batch" if batch is None else batch
     nodes = [helper.make_node("Mul", ["x", "gain"], ["h0"])]
     weights = {"gain": np.float32(gain), "tag_value": np.full((3, 1), tag / 3, np.float32)}
@@ -69,6 +76,7 @@ def onnx_model(*, gain: float = 1.0, tag: float = 0.0, batch: int | None = None,
         [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model.doc_string = "".join(random.Random(0).choices(string.ascii_letters, k=padding))
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 
@@ -129,9 +137,10 @@ def onnx_bundle(
     batch: int | None = 1,
     work: int = 0,
     golden_gain: float | None = None,
+    padding: int = 0,
 ) -> Manifest:
-    """Write an ONNX bundle. If `golden_gain` differs from `gain`, its self-test fails."""
-    model = onnx_model(gain=gain, tag=tag, batch=batch, work=work)
+    """Write an ONNX bundle. If `golden_gain` differs from `gain`, its self-test fails. `padding` as `onnx_model`."""
+    model = onnx_model(gain=gain, tag=tag, batch=batch, work=work, padding=padding)
     x = np.array([[3, 0, 0], [0, 2, 1], [0, 0, 4]], np.float32)
     outputs = {"scores": softmax(x, gain if golden_gain is None else golden_gain), "tag": np.full((3, 1), tag)}
     bindings = [
