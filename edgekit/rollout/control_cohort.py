@@ -63,8 +63,8 @@ def heard(progress: DeviceProgress, running: Running | None, now: float) -> Devi
 
 
 def controls(devices: Mapping[str, DeviceProgress]) -> int:
-    """Number of devices that a control cohort can have: those that no wave has reached."""
-    return sum(one.state is DeviceState.PENDING for one in devices.values())
+    """Number of devices of the control cohort: no wave has reached them, and they have reported counts."""
+    return sum(one.state is DeviceState.PENDING and one.observed is not None for one in devices.values())
 
 
 def compare(

@@ -319,15 +319,20 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
 
 
 def _with_control(rollout: Rollout, now: float) -> Rollout:
-    """Note once, as a decision, that too few devices are left as the control cohort that the plan asks for."""
-    left = controls(rollout.devices)
-    if rollout.plan.control != COHORT or rollout.without_control or left >= MIN_CONTROLS:
+    """Note as a decision where the control cohort that the plan asks for becomes too small, or large enough again."""
+    if rollout.plan.control != COHORT:
         return rollout
-    reason = (
-        f"gates have no control cohort from wave {rollout.wave + 1} on: {left} of the devices still run the old "
-        f"version, at least {MIN_CONTROLS} must; each device is compared with its own earlier answers alone"
-    )
-    return msgspec.structs.replace(decided(rollout, RolloutState.RUNNING, now, reason=reason), without_control=True)
+    left = controls(rollout.devices)
+    without = left < MIN_CONTROLS
+    if without is rollout.without_control:
+        return rollout
+    reason = f"gates have a control cohort: {left} devices run the old version and report"
+    if without:
+        reason = (
+            f"gates have no control cohort from wave {rollout.wave + 1} on: {left} devices of later waves run the old "
+            f"version and report, at least {MIN_CONTROLS} must; each device is compared with its own past only"
+        )
+    return msgspec.structs.replace(decided(rollout, RolloutState.RUNNING, now, reason=reason), without_control=without)
 
 
 def _next_devices(rollout: Rollout, pending: list[str], room: int) -> list[str]:

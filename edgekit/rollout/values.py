@@ -143,7 +143,7 @@ class Rollout(msgspec.Struct, frozen=True):
         devices: Progress by device name.
         decisions: Its last changes of state, oldest first.
         fault: Why its stored state cannot be read; empty if it can. Such a rollout can only be aborted.
-        without_control: True once the control cohort that the plan asks for has become too small.
+        without_control: True while the control cohort that the plan asks for is too small.
     """
 
     id: int

@@ -182,7 +182,7 @@ def test_a_control_cohort_is_an_option_of_gates(shell: Shell) -> None:
     shell("edgekit rollout start digits 2.0.0 --gate outcome --control cohort --soak 2h")
     survey(shell)
     out, _ = shell("edgekit rollout status")
-    assert "no control cohort from wave 1 on: 0 of the devices still run the old version" in out
+    assert "no control cohort from wave 1 on: 0 devices of later waves run the old version" in out
     (gate,) = shell.json("edgekit rollout status --json")["gates"]
     assert gate["control"] == {"pairs": 0, "devices": 0, "baseline": 0.0, "candidate": 0.0, "alone": 0}
 

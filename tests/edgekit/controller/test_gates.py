@@ -84,12 +84,12 @@ async def test_a_control_cohort_separates_a_worse_world_from_a_worse_model(tmp_p
         side.start("digits", "1.0.0")
         await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         counts = {name: {old: Behaviour(requests=400, outcomes=400, good=380)} for name in devices}
+        for name, device in devices.items():
+            await behave(device, **counts[name])
+        await side.until(lambda: all(one.models["digits"].behaviour for one in side.state.devices.views(0.0, 90.0)))
         waves = (Wave(count=2), Wave(share=1.0))
         side.start("digits", "1.1.0", waves=waves, gates=GATES, soak_seconds=3600.0, control="cohort")
         await side.until(lambda: side.rollout().counts()["SUCCEEDED"] == 2)
-        for name, device in devices.items():
-            await behave(device, **counts[name])
-        await side.until(lambda: all(one.observed for one in side.rollout().devices.values()))
         first = {name for name, one in side.rollout().devices.items() if one.assigned_at}
 
         async def answer(good_of_new):

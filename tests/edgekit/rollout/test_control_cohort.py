@@ -26,7 +26,7 @@ OUTCOME = parse_gate("outcome")
 class World:
     """A fleet that reports every ten minutes, and the rollout machine with an outcome gate."""
 
-    def __init__(self, *, seed=1, first=6, names=NAMES, liar="", **plan):
+    def __init__(self, *, seed=1, first=6, names=NAMES, liar="", silent=(), **plan):
         self.draws, self.now, self.names = random.Random(seed), 1_000_000.0, names
         self.counts = {name: {OLD: Behaviour(outcomes=2000, good=1800)} for name in names}
         if liar:
@@ -36,7 +36,7 @@ class World:
         self.state = Rollout(id=7, model="digits", version="1.1.0", plan=RolloutPlan(**options))
         self.new = set()
         self.take(Started())
-        self.report()
+        self.report(silent=silent)
 
     def take(self, event):
         result = step(self.state, event, self.now)
@@ -48,11 +48,11 @@ class World:
         good = sum(self.draws.random() < share for _ in range(count))
         self.counts[name][digest] = Behaviour(outcomes=before.outcomes + count, good=before.good + good)
 
-    def report(self, names=None):
+    def report(self, names=None, silent=()):
         reports = {}
         for name in self.names if names is None else names:
             runs = NEW if name in self.new else OLD
-            running = Running(digest=runs, behaviour=dict(self.counts[name]))
+            running = Running(digest=runs, behaviour={} if name in silent else dict(self.counts[name]))
             reports[name] = DeviceStatus(digest=NEW, running=running)
         self.take(Surveyed(reports))
 
@@ -114,7 +114,7 @@ def test_the_last_wave_says_that_it_has_no_control_cohort():
     assert len(world.new) == len(NAMES)
     assert world.state.state is RolloutState.RUNNING
     (said,) = [one.reason for one in world.state.decisions if "no control cohort" in one.reason]
-    assert "from wave 2 on: 0 of the devices still run the old version" in said
+    assert "from wave 2 on: 0 devices of later waves run the old version" in said
     matched = world.view.pairs - world.view.control.alone
     assert matched > 0
     world.go_on(3, old=0.9, new=0.9)
@@ -132,8 +132,21 @@ def test_the_last_wave_says_that_it_has_no_control_cohort():
 def test_a_fleet_that_is_too_small_says_so_at_the_start():
     """Four devices on the old version are no control cohort."""
     world = World(names=NAMES[:5], first=1)
-    assert "from wave 1 on: 4 of the devices still run the old version, at least 5 must" in world.state.reason
+    assert (
+        "from wave 1 on: 4 devices of later waves run the old version and report, at least 5 must" in world.state.reason
+    )
     assert world.state.state is RolloutState.RUNNING
+
+
+def test_devices_that_report_nothing_are_no_control_cohort():
+    """The rollout says so, and says when enough of them report."""
+    world = World(silent=NAMES)
+    assert "0 devices of later waves run the old version and report" in world.state.reason
+    assert world.state.without_control
+    world.report(NAMES[:12])
+    assert world.state.reason.startswith("gates have a control cohort: ")
+    assert not world.state.without_control
+    assert len([one for one in world.state.decisions if "control cohort" in one.reason]) == 2
 
 
 def test_observations_of_other_hours_are_not_compared():
