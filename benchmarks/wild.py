@@ -34,6 +34,7 @@ TARGETS = ("raspberry-pi-4", "raspberry-pi-5", "jetson-orin", "coral-edgetpu")
 MAX_DROP = 0.01  # the default of --max-drop, and the quality that a stock file must keep
 WIDE_DROP = 0.1  # where no candidate keeps MAX_DROP
 ITSELF = "ONNX file itself"  # the source among the stock files
+LACKS = "does not run on Edge TPU"  # in a refusal
 REFUSED = 3  # exit status: no candidate meets the budget
 MAX_BYTES, MAX_SECONDS = 3 << 30, 600.0
 LIKE = {"raspberry-pi-5": "raspberry-pi-4"}  # target -> the target with the same candidates, whose cache it begins with
@@ -208,13 +209,20 @@ def _figures(results: list[Result]) -> list[Figure]:
     converted = [result for result in tried if not result["refusal"]]
     figures = [figure for result in results for figure in _lines(result)]
     ratios = [ratio for result in converted if (ratio := _ratio(result)) is not None]
-    lost = [result for result in tried if result["refusal"] and _stock_converts(result)]
+    lacking = [result for result in tried if result["target"] == "coral-edgetpu" and LACKS in result["refusal"]]
+    lost = [result for result in tried if result["refusal"] and result not in lacking and _stock_converts(result)]
     wrong = [result for result in converted if result["wrong"] and result["wrong"]["beyond"]]
     foreign = [result for result in tried if result["foreign"]]
     count = f"of {len(tried)} tried"
     figures += [
         Figure("converted", len(converted), "runs", note=count),
         Figure("not converted, but a stock tool does", len(lost), "runs", 0, note=_names(lost) or count),
+        Figure(
+            "refused for operators that the Edge TPU lacks",
+            len(lacking),
+            "runs",
+            note=f"stock files for them run there on the processor; {_names(lacking) or count}",
+        ),
         Figure("proven and wrong", len(wrong), "runs", 0, note=_names(wrong) or count),
         Figure("tracebacks or foreign messages", len(foreign), "runs", 0, note=_names(foreign) or count),
     ]

@@ -318,12 +318,16 @@ def test_wrong_choices_are_refused_before_any_work(choices, error):
 def test_structure_that_a_target_cannot_run_is_refused_with_its_operator(tmp_path, child):
     """Where no candidate can be made at all, nothing is pruned, and the refusal names what the target lacks."""
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Conv", ["x", "v"], ["b"], name="first"),
+        helper.make_node("Relu", ["b"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "w"], ["c"], name="second"),
         helper.make_node("Sin", ["c"], ["s"], name="sine"),
         helper.make_node("GlobalAveragePool", ["s"], ["p"], name="pool"),
         helper.make_node("Flatten", ["p"], ["y"], name="flat"),
     ]
-    weights = {"w": np.random.default_rng(1).normal(0, 1, (8, 1, 3, 3)).astype(np.float32)}
+    rng = np.random.default_rng(1)
+    shapes = {"v": (32, 1, 3, 3), "w": (8, 32, 3, 3)}
+    weights = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
     models.saved(models.model_of(nodes, {"x": ["n", 1, 8, 8]}, {"y": ["n", 8]}, weights), tmp_path / "m.onnx")
     models.labelled_data(tmp_path / "d.npz", rows=200)
     options = ConversionOptions(
