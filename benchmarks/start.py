@@ -80,7 +80,7 @@ def bare_start(kind: str, model: Path, env: Mapping[str, str]) -> Start:
 def agent_start(settings: Path, env: Mapping[str, str]) -> Start:
     """Start an agent, and send one request when it says that it is ready."""
     request = small_request()
-    command = [sys.executable, "-m", "device_agents", "run", "--config", str(settings)]
+    command = [str(Path(sys.executable).with_name("edgekit-agent")), "run", "--config", str(settings)]
     begun = time.monotonic()
     with process(command, stderr=subprocess.DEVNULL, env=env) as running:
         assert running.stdout is not None
