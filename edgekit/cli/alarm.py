@@ -10,16 +10,17 @@ from edgekit.cli.common.console import control_settings, json_option, note, prin
 from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import Whole
 from edgekit.cli.rollout.text import time_text
+from edgekit.state.alarms import MAX_REASON, Alarm
 
 
 @click.group()
 def alarm() -> None:
-    """List alarms of devices (latency, drift, errors, heat), and end those of drift.
+    """List alarms of devices (latency, drift, errors, heat), and end them.
 
     \b
     Examples:
       edgekit alarm list
-      edgekit alarm end pi-1
+      edgekit alarm end pi-1 --reason "lens cleaned"
     """
 
 
@@ -43,7 +44,7 @@ def list_alarms(device: str | None, everything: bool, limit: int, as_json: bool)
     with fleet_state(control_settings()) as state:
         if device is not None:
             state.devices.get(device)
-        found = state.telemetry.alarms(device, ended=everything, limit=limit)
+        found = state.alarms.all(device, ended=everything, limit=limit)
     if as_json:
         print_json(found)
     elif not found:
@@ -55,7 +56,7 @@ def list_alarms(device: str | None, everything: bool, limit: int, as_json: bool)
                 one.model,
                 printable(one.kind),
                 time_text(one.since),
-                "open" if one.ended is None else time_text(one.ended),
+                _ended(one),
                 printable(one.message),
             )
             for one in found
@@ -63,24 +64,36 @@ def list_alarms(device: str | None, everything: bool, limit: int, as_json: bool)
         print_table(("device", "model", "alarm", "since", "ended", "found"), rows)
 
 
+def _ended(one: Alarm) -> str:
+    """When it ended, and who ended it by hand and why."""
+    if one.ended is None:
+        return "open"
+    who = f" by {printable(one.ended_by)}" if one.ended_by else ""
+    return f"{time_text(one.ended)}{who}{f': {printable(one.reason)}' if one.reason else ''}"
+
+
 @alarm.command(name="end")
 @click.argument("device", metavar="DEVICE")
 @click.option("--model", default="", metavar="NAME", help="Only alarms of this model.")
-@click.option("--kind", default="", metavar="KIND", help="Only this alarm, such as drift.input.x.")
+@click.option("--kind", default="", metavar="KIND", help="Only this alarm, such as errors or drift.input.x.")
+@click.option("--reason", default="", metavar="TEXT", help="Why, for the alarm and the audit log.")
 @json_option
-def end(device: str, model: str, kind: str, as_json: bool) -> None:
-    """End open alarms of drift that you have looked into.
+def end(device: str, model: str, kind: str, reason: str, as_json: bool) -> None:
+    """End open alarms of a device that you have looked into.
 
-    The device raises the alarm again only after the drift has ended there and has begun anew.
+    An alarm is raised again only after what it found has ended by itself (the device says so of drift, a good hour of
+    anything else) and has begun anew.
 
     \b
     Example:
-      edgekit alarm end pi-1 --model digits
+      edgekit alarm end pi-1 --model digits --reason "lens cleaned"
     """
+    if len(reason) > MAX_REASON or "\0" in reason:
+        raise click.UsageError(f"--reason has {len(reason)} characters, expected at most {MAX_REASON}, without NUL.")
     with fleet_state(control_settings()) as state:
         state.devices.get(device)
-        kinds = state.drift.end(device, model, kind, time.time())
+        kinds = [one.kind for one in state.alarms.end(device, model, kind, reason, time.time())]
     if as_json:
-        print_json({"device": device, "ended": kinds})
+        print_json({"device": device, "ended": kinds, "reason": reason})
     else:
         note(f"Ended for {device}: {', '.join(map(printable, kinds))}.")

@@ -22,7 +22,7 @@ from edgekit.rollout.document import RolloutDocument, document
 from edgekit.rollout.gates import MAX_GATES, parse_gate
 from edgekit.rollout.plan import DEFAULT_WAVES, MAX_SHADOW, RolloutPlan, parse_waves
 from edgekit.rollout.values import RolloutEvent
-from edgekit.state import DeviceView, FleetPause, FleetState
+from edgekit.state import Alarm, DeviceView, FleetPause, FleetState
 from edgekit.state.detail import DeviceDetail, describe_device
 from edgekit.state.overview import Overview
 from edgekit.state.uninstall import Uninstall
@@ -251,6 +251,15 @@ class Operations:
         if not views:
             raise self.state.nobody(cohort)
         return self.uninstall(model, [view.device for view in views], dry_run=dry_run)
+
+    def end_alarms(self, name: str, model: str, kind: str, reason: str) -> list[Alarm]:
+        """End open alarms of a device. Arguments as `AlarmTable.end`.
+
+        Raises:
+            NotFoundError: it is not enrolled, or has no such open alarm.
+        """
+        self.state.devices.get(name)
+        return self.state.alarms.end(name, model, kind, reason, self.now)
 
     def pause(self, paused: bool, reason: str = "") -> FleetPause:
         """Pause or resume the fleet. Raises RefusedError if it is so already."""

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from edgekit.errors import NotFoundError
 from edgekit.rollout.cohort import Cohort
 from edgekit.state._sql import Fence, together
+from edgekit.state.alarms import Alarm, AlarmTable
 from edgekit.state.assignments import AssignmentTable, StoredAssignment
 from edgekit.state.audit import AuditEntry, AuditTable
 from edgekit.state.certificates import CertificateTable, StoredCertificate
@@ -32,7 +33,7 @@ from edgekit.state.records import RecordTable
 from edgekit.state.rollouts import ActiveRollout, RolloutTable
 from edgekit.state.standing import StandingTable
 from edgekit.state.tables import open_database
-from edgekit.state.telemetry import Alarm, DeviceHour, TelemetryTable
+from edgekit.state.telemetry import DeviceHour, TelemetryTable
 from edgekit.state.uninstall import UninstallTable
 from edgekit.state.webhooks import WebhookTable
 from edgekit.state.work import Work, WorkTable
@@ -40,6 +41,7 @@ from edgekit.state.work import Work, WorkTable
 __all__ = [
     "ActiveRollout",
     "Alarm",
+    "AlarmTable",
     "AssignmentTable",
     "AuditEntry",
     "AuditTable",
@@ -126,6 +128,7 @@ class FleetState:
         self.leaders = LeaderTable(engine, fleet)
         self.work = WorkTable(engine, fleet)
         self.drift = DriftTable(engine, fleet, author=author)
+        self.alarms = AlarmTable(engine, fleet, author=author)
 
     def by(self, author: str) -> FleetState:
         """The same state, for changes by another author."""

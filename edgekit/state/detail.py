@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekit.health.summary import Summary, summarise
+from edgekit.state.alarms import Alarm
 from edgekit.state.devices import DeviceView, StoredEvent
-from edgekit.state.telemetry import Alarm
 from edgekit.trust.assignment import Entry
 
 if TYPE_CHECKING:
@@ -49,4 +49,4 @@ def describe_device(state: FleetState, name: str, now: float, events: int = 20) 
         assigned = AssignedDocument(assignment.version, assignment.entries, assignment.uninstall)
     day = state.telemetry.hours(name, since=now - SUMMARY_SECONDS)
     telemetry = summarise(hour.body.sketches for hour in day)
-    return DeviceDetail(view, assigned, state.devices.events(name, events), telemetry, state.telemetry.alarms(name))
+    return DeviceDetail(view, assigned, state.devices.events(name, events), telemetry, state.alarms.all(name))

@@ -1,13 +1,12 @@
-"""Alarms of drift: devices raise and end them by events, and an operator can end them too."""
+"""Alarms of drift, which devices raise and end by events."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
-from edgekit.errors import NotFoundError
 from edgekit.mqtt.messages import Event
 from edgekit.state._sql import FleetTable, untrusted_text
-from edgekit.state.audit import record
+from edgekit.state.alarms import forget_ended, is_held, release
 from edgekit.state.devices import insert_event
 from edgekit.state.tables import alarms
 
@@ -15,7 +14,6 @@ DRIFT, DRIFT_ENDED = "drift", "drift-ended"
 PREFIX = "drift."
 MAX_KIND, MAX_MODEL, MAX_MESSAGE = 160, 63, 500
 MAX_OPEN = 64  # of one device
-MAX_CLOSED_ALARMS = 200  # that are kept for each device
 
 
 def is_drift() -> sa.ColumnElement[bool]:
@@ -29,8 +27,8 @@ class DriftTable(FleetTable):
     def save(self, event: Event, now: float) -> bool:
         """Store a device's event of drift and raise or end its alarm; False for one that is stored already.
 
-        A device repeats, after a restart, what it found before. The same text again is no news, also where an operator
-        has ended the alarm.
+        A device repeats, after a restart, what it found before. The same text again is no news, and no repetition is
+        where an operator has ended the alarm.
 
         Args:
             event: Of kind DRIFT or DRIFT_ENDED; its detail names the ``subject``.
@@ -45,43 +43,19 @@ class DriftTable(FleetTable):
         with self._writing() as connection:
             if event.kind == DRIFT_ENDED:
                 ended = alarms.update().where(same, alarms.c.ended.is_(None)).values(ended=now)
-                if not connection.execute(ended).rowcount:
+                count = connection.execute(ended).rowcount
+                if not release(connection, same) and not count:
                     return False
             else:
                 newest = sa.select(alarms.c.message).where(same).order_by(alarms.c.id.desc()).limit(1)
-                if event.detail.get("again") and connection.execute(newest).scalar() == message:
+                if event.detail.get("again") and (
+                    is_held(connection, same, seen=now) or connection.execute(newest).scalar() == message
+                ):
                     return False
+                release(connection, same)
                 self._raise(connection, event.device, model, kind, message, now)
             insert_event(connection, self._fleet, event, now)
         return True
-
-    def end(self, device: str, model: str, kind: str, now: float) -> list[str]:
-        """End open alarms of a device, as an operator who has looked into them; the kinds that were ended.
-
-        Args:
-            device: Its name.
-            model: Name of the model; empty for all.
-            kind: As an alarm has it; empty for all of drift.
-            now: Wall clock seconds.
-
-        Raises:
-            NotFoundError: there is no such open alarm.
-        """
-        found = sa.and_(self._of(device), alarms.c.ended.is_(None), is_drift())
-        for column, value in ((alarms.c.model, model), (alarms.c.kind, kind)):
-            found = sa.and_(found, column == value) if value else found
-        with self._writing() as connection:
-            kinds = sorted(connection.execute(sa.select(alarms.c.kind).where(found)).scalars())
-            if not kinds:
-                what = " ".join(part for part in (model, kind) if part)
-                raise NotFoundError(
-                    f"device {device!r} has no open alarm of drift{f' for {what}' if what else ''}",
-                    advice="See: edgekit alarm list. Alarms from telemetry end with the first good hour.",
-                )
-            connection.execute(alarms.update().where(found).values(ended=now))
-            after = {"model": model, "kinds": kinds}
-            record(connection, self._fleet, self._author, "alarm.end", device, now=now, after=after)
-        return kinds
 
     def _raise(self, connection: sa.Connection, device: str, model: str, kind: str, message: str, now: float) -> None:
         is_open = sa.and_(self._of(device), alarms.c.ended.is_(None))
@@ -102,10 +76,3 @@ def count_drifting(connection: sa.Connection, fleet: str) -> int:
     """Number of devices with an open alarm of drift."""
     is_open = sa.and_(alarms.c.fleet == fleet, alarms.c.ended.is_(None), is_drift())
     return connection.execute(sa.select(sa.func.count(sa.distinct(alarms.c.device))).where(is_open)).scalar() or 0
-
-
-def forget_ended(connection: sa.Connection, fleet: str, device: str) -> None:
-    """Delete the oldest ended alarms of a device above MAX_CLOSED_ALARMS."""
-    mine = sa.and_(alarms.c.fleet == fleet, alarms.c.device == device, alarms.c.ended.is_not(None))
-    kept = sa.select(alarms.c.id).where(mine).order_by(alarms.c.id.desc()).offset(MAX_CLOSED_ALARMS).limit(1)
-    connection.execute(alarms.delete().where(mine, alarms.c.id <= kept.scalar_subquery()))

@@ -353,6 +353,9 @@ alarms = sa.Table(
     sa.Column("seen", sa.Double, nullable=False),
     sa.Column("ended", sa.Double),  # NULL while it is open
     sa.Column("message", sa.Text, nullable=False),
+    sa.Column("ended_by", sa.Text, nullable=False, server_default=""),  # an operator; empty: it ended by itself
+    sa.Column("reason", sa.Text, nullable=False, server_default=""),
+    sa.Column("held", sa.Boolean, nullable=False, server_default=sa.false()),  # ended by hand, and it goes on
     sa.Index(None, "fleet", "device"),
 )
 

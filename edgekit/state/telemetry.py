@@ -1,4 +1,4 @@
-"""Tables of telemetry: hourly roll-ups of each device, the baselines of its bundles, and alarms."""
+"""Tables of telemetry: hourly roll-ups of each device, the baselines of its bundles, and the alarms of these."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from edgekit.mqtt.messages import Event, Telemetry
 from edgekit.sketches.signals import MAX_SKETCHES, parse_signal
 from edgekit.sketches.sketch import Sketch, sketch_fault
 from edgekit.state._sql import FleetTable, put_all, to_json, untrusted_json, untrusted_text
+from edgekit.state.alarms import forget_ended, is_held, release
 from edgekit.state.devices import insert_event
-from edgekit.state.drift import forget_ended, is_drift
+from edgekit.state.drift import is_drift
 from edgekit.state.tables import alarms, telemetry_hours, telemetry_marks
 
 HOUR_SECONDS = 3600
@@ -55,27 +56,6 @@ class DeviceHour(msgspec.Struct, frozen=True):
     device: str
     start: float
     body: HourBody
-
-
-class Alarm(msgspec.Struct, frozen=True):
-    """One alarm.
-
-    Attributes:
-        device: Name of the device.
-        model: Name of the model; ``agent`` for the device itself.
-        kind: As `Finding.kind`.
-        since, seen: Begin of the first and of the last hour that was judged so; wall clock seconds.
-        ended: Begin of the hour that was judged well again; None while it is open.
-        message: What was found last.
-    """
-
-    device: str
-    model: str
-    kind: str
-    since: float
-    seen: float
-    ended: float | None
-    message: str
 
 
 _BODY = msgspec.json.Decoder(HourBody)
@@ -182,23 +162,6 @@ class TelemetryTable(FleetTable):
         with self._writing() as connection:
             return connection.execute(telemetry_hours.delete().where(old)).rowcount
 
-    def alarms(self, device: str | None = None, *, ended: bool = False, limit: int = 500) -> list[Alarm]:
-        """Alarms of all devices or of one, the newest first.
-
-        Args:
-            device: Name of one device; None for all.
-            ended: Also those that have ended.
-            limit: Number of alarms.
-        """
-        query = sa.select(alarms).where(alarms.c.fleet == self._fleet).order_by(alarms.c.id.desc()).limit(limit)
-        if device is not None:
-            query = query.where(alarms.c.device == device)
-        if not ended:
-            query = query.where(alarms.c.ended.is_(None))
-        with self._reading() as connection:
-            rows = connection.execute(query).mappings().all()
-        return [Alarm(**{name: row[name] for name in Alarm.__struct_fields__}) for row in rows]
-
     def _judge_one(self, device: str, hour: int, now: float) -> bool:
         mine = sa.and_(telemetry_marks.c.fleet == self._fleet, telemetry_marks.c.device == device)
         with self._writing() as connection:
@@ -213,8 +176,9 @@ class TelemetryTable(FleetTable):
                 connection.execute(telemetry_marks.update().where(mine).values(baselines=text))
             at = float(hour * HOUR_SECONDS)
             for model in judgement.fresh:
-                ended = sa.and_(self._open(device), alarms.c.model == model, sa.not_(is_drift()))
-                connection.execute(alarms.update().where(ended).values(ended=at))
+                before = sa.and_(self._all(device), alarms.c.model == model, sa.not_(is_drift()))
+                connection.execute(alarms.update().where(before, alarms.c.ended.is_(None)).values(ended=at))
+                release(connection, before)
             for finding in judgement.findings:
                 self._apply(connection, device, at, finding, now)
         return True
@@ -222,12 +186,16 @@ class TelemetryTable(FleetTable):
     def _apply(self, connection: sa.Connection, device: str, at: float, finding: Finding, now: float) -> None:
         """Raise, keep or end the alarm of a finding; a new alarm is also an event, which pages and webhooks show."""
         kind = untrusted_text(finding.kind, MAX_NAME)
-        same = sa.and_(self._open(device), alarms.c.model == finding.model, alarms.c.kind == kind)
+        same = sa.and_(self._all(device), alarms.c.model == finding.model, alarms.c.kind == kind)
+        is_open = sa.and_(same, alarms.c.ended.is_(None))
         if not finding.alarm:
-            connection.execute(alarms.update().where(same).values(ended=at))
+            connection.execute(alarms.update().where(is_open).values(ended=at))
+            release(connection, same)
             return
         message = untrusted_text(finding.message, MAX_TEXT)
-        if connection.execute(alarms.update().where(same).values(seen=at, message=message)).rowcount:
+        if connection.execute(alarms.update().where(is_open).values(seen=at, message=message)).rowcount:
+            return
+        if is_held(connection, same, seen=at, message=message):
             return
         values = {"model": finding.model, "kind": kind, "message": message}
         row = {"fleet": self._fleet, "device": device, "since": at, "seen": at, **values}
@@ -236,8 +204,8 @@ class TelemetryTable(FleetTable):
         insert_event(connection, self._fleet, event, now)
         forget_ended(connection, self._fleet, device)
 
-    def _open(self, device: str) -> sa.ColumnElement[bool]:
-        return sa.and_(alarms.c.fleet == self._fleet, alarms.c.device == device, alarms.c.ended.is_(None))
+    def _all(self, device: str) -> sa.ColumnElement[bool]:
+        return sa.and_(alarms.c.fleet == self._fleet, alarms.c.device == device)
 
     def _hour(self, device: str, hour: int) -> sa.ColumnElement[bool]:
         return sa.and_(

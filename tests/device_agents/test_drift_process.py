@@ -146,10 +146,10 @@ async def drifting(side: ControlSide, agent: AgentProcess) -> None:
     await ask_all(agent, live[:250])
     assert "edgekit_model_drift_samples" in metrics(agent)
     assert 'edgekit_model_drifting{model="digits"} 0' in metrics(agent)
-    assert state.telemetry.alarms() == []
+    assert state.alarms.all() == []
 
     await ask_all(agent, 1 - live[:40])
-    await side.until(lambda: any(one.kind == "drift.input.x" for one in state.telemetry.alarms()))
+    await side.until(lambda: any(one.kind == "drift.input.x" for one in state.alarms.all()))
     (event,) = [one for one in state.devices.events("pi-1", 50) if one.error == "input.x"]
     assert (event.kind, event.model, event.detail["subject"]) == ("drift", "digits", "input.x")
     assert event.detail["samples"] <= 300
@@ -169,7 +169,7 @@ async def drifting(side: ControlSide, agent: AgentProcess) -> None:
     assert len([one for one in state.devices.events("pi-1", 50) if one.error == "input.x"]) == 1
     ended = json.loads(command(side.folder, "alarm", "end", "pi-1", "--model", "digits", "--json"))
     assert "drift.input.x" in ended["ended"]
-    assert [one for one in state.telemetry.alarms() if one.kind.startswith("drift.")] == []
+    assert [one for one in state.alarms.all() if one.kind.startswith("drift.")] == []
 
 
 def metrics(agent: AgentProcess) -> str:

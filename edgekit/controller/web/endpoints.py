@@ -17,7 +17,9 @@ from edgekit.rollout.document import RolloutDocument, page_document
 from edgekit.rollout.gate_watch import gate_views
 from edgekit.rollout.values import Aborted, Approved, Cancelled, Forced, Paused, Resumed, Retried
 from edgekit.state import Alarm, AuditEntry, FleetPause, Operator, SavedGroup, StoredEvent
+from edgekit.state.alarms import MAX_REASON
 from edgekit.state.detail import DeviceDetail
+from edgekit.state.drift import MAX_KIND
 from edgekit.state.operators import Role
 from edgekit.state.overview import Overview
 from edgekit.state.tables import MAX_VALUE
@@ -132,6 +134,14 @@ class ModelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Name
 
 
+class EndAlarmsBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which open alarms of a device to end: of one model and of one kind, empty for all; and why."""
+
+    model: NameOrNone = ""
+    kind: Annotated[str, Meta(max_length=MAX_KIND, pattern="^[^\\u0000]*$")] = ""
+    reason: Annotated[str, Meta(max_length=MAX_REASON, pattern="^[^\\u0000]*$")] = ""
+
+
 class UninstallBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The model to take off the devices that a filter selects; with `dry_run` nothing changes."""
 
@@ -230,6 +240,11 @@ def _uninstall(call: Call) -> list[Uninstall]:
     return call.operations.uninstall_selected(call.body.model, call.body.filter, dry_run=call.body.dry_run)
 
 
+def _end_alarms(call: Call) -> list[Alarm]:
+    body: EndAlarmsBody = call.body
+    return call.operations.end_alarms(call.path.name, body.model, body.kind, body.reason)
+
+
 def _standing(call: Call) -> list[dict[str, Any]]:
     return [one.summary for one in call.operations.state.standing.all()]
 
@@ -263,8 +278,11 @@ ENDPOINTS = (
              lambda call: call.operations.state.groups.all()),
     Endpoint("GET", "/events", "listEvents", "Events of devices, the newest first.", list[StoredEvent], _events,
              query=EventQuery),
-    Endpoint("GET", "/alarms", "listAlarms", "Open alarms from telemetry, the newest first.", list[Alarm],
-             lambda call: call.operations.state.telemetry.alarms(limit=call.query.limit), query=LimitQuery),
+    Endpoint("POST", "/devices/{name}/alarms/end", "endAlarms",
+             "End open alarms of a device. They are raised again only after what they found has ended by itself.",
+             list[Alarm], _end_alarms, role=Role.OPERATOR, parameters=NamePath, body=EndAlarmsBody),
+    Endpoint("GET", "/alarms", "listAlarms", "Open alarms, the newest first.", list[Alarm],
+             lambda call: call.operations.state.alarms.all(limit=call.query.limit), query=LimitQuery),
     Endpoint("GET", "/audit", "listAudit", "Entries of the audit log, the newest first.", list[AuditEntry], _audit,
              query=AuditQuery),
     Endpoint("GET", "/releases", "listReleases", "The published bundles, verified.", list[CatalogueEntry],

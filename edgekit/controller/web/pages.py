@@ -17,7 +17,16 @@ from edgekit.controller.operations import Operations
 from edgekit.controller.web.access import Visitor, origin_fault
 from edgekit.controller.web.api import acting, status_of
 from edgekit.controller.web.charts import hour_charts
-from edgekit.controller.web.endpoints import AuditQuery, DeviceQuery, FleetPauseBody, Limit, ModelBody, NamePath, Number
+from edgekit.controller.web.endpoints import (
+    AuditQuery,
+    DeviceQuery,
+    EndAlarmsBody,
+    FleetPauseBody,
+    Limit,
+    ModelBody,
+    NamePath,
+    Number,
+)
 from edgekit.controller.web.requests import COOKIE, AccessError, Door, read_body
 from edgekit.controller.web.sessions import SESSION_SECONDS
 from edgekit.errors import AuthorError, EdgekitError, SettingsError
@@ -143,6 +152,7 @@ def page_routes(site: PageSite) -> list[Route]:
         site.route("/devices", _devices),
         site.route("/devices/{name}", _device),
         site.route("/devices/{name}/uninstall", _uninstall, role=Role.OPERATOR, method="POST"),
+        site.route("/devices/{name}/alarms/end", _end_alarms, role=Role.OPERATOR, method="POST"),
         site.route("/releases", _releases),
         site.route("/alarms", _alarms),
         site.route("/audit", _audit),
@@ -220,6 +230,13 @@ def _uninstall(visit: Visit) -> Response:
     return RedirectResponse(f"/devices/{quote(name)}", 303)
 
 
+def _end_alarms(visit: Visit) -> Response:
+    name = converted(dict(visit.request.path_params), NamePath).name
+    body = converted({key: visit.form.get(key, "") for key in ("model", "kind", "reason")}, EndAlarmsBody)
+    visit.operations.end_alarms(name, body.model, body.kind, body.reason)
+    return RedirectResponse("/alarms" if visit.form.get("here") == "alarms" else f"/devices/{quote(name)}", 303)
+
+
 def _releases(visit: Visit) -> Response:
     try:
         found = visit.operations.releases()
@@ -232,8 +249,9 @@ def _releases(visit: Visit) -> Response:
 def _alarms(visit: Visit) -> Response:
     query: AlarmQuery = visit.query(AlarmQuery)
     events = visit.operations.state.devices.events(None, query.limit, before=query.before, alarms=not query.all)
-    found = [] if query.all or query.before else visit.operations.state.telemetry.alarms(limit=query.limit)
-    return visit.page("alarms.html", "Alarms", query=query, events=events, open_alarms=found)
+    found = [] if query.all or query.before else visit.operations.state.alarms.all(limit=query.limit)
+    may_operate = visit.visitor.may(Role.OPERATOR)
+    return visit.page("alarms.html", "Alarms", query=query, events=events, open_alarms=found, may_operate=may_operate)
 
 
 def _audit(visit: Visit) -> Response:

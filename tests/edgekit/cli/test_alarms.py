@@ -50,7 +50,7 @@ def test_alarms_and_the_last_day_are_shown(shell: Shell) -> None:
     assert (row[:3], row[5]) == (["pi-1", "digits", "errors"], "open")
     assert "20.00% of 500 requests failed, in the baseline 0.00%" in out
     (found,) = shell.json("edgekit alarm list --all --json")
-    assert found.keys() == {"device", "model", "kind", "since", "seen", "ended", "message"}
+    assert found.keys() == {"device", "model", "kind", "since", "seen", "ended", "message", "ended_by", "reason"}
     shown, _ = shell("edgekit device show pi-1")
     assert "alarm since" in shown
     line = next(line for line in shown.splitlines() if line.startswith("digits ") and "0123456789ab" in line)
@@ -69,9 +69,15 @@ def test_an_alarm_of_drift_is_ended_by_hand(shell: Shell) -> None:
     state.close()
     assert "drift.input.x" in shell("edgekit alarm list")[0]
     assert "digits drift.score" in " ".join(shell("edgekit device show pi-1")[0].split())
-    _, said = shell("edgekit alarm end pi-1 --model digits --kind drift.score")
+    _, said = shell("edgekit alarm end pi-1 --model digits --kind drift.score --reason cleaned")
     assert "Ended for pi-1: drift.score." in said
-    assert shell.json("edgekit alarm end pi-1 --json") == {"device": "pi-1", "ended": ["drift.input.x"]}
+    found = shell.json("edgekit alarm end pi-1 --json")
+    assert found == {"device": "pi-1", "ended": ["drift.input.x"], "reason": ""}
     assert "There is no alarm" in shell("edgekit alarm list")[1]
-    assert "no open alarm of drift" in shell("edgekit alarm end pi-1", expect=1)[1]
+    ended = {one["kind"]: one for one in shell.json("edgekit alarm list --all --json")}
+    assert ended["drift.score"]["reason"] == "cleaned"
+    assert "@" in ended["drift.score"]["ended_by"]
+    assert ": cleaned" in shell("edgekit alarm list --all")[0]
+    assert "no open alarm" in shell("edgekit alarm end pi-1", expect=1)[1]
+    shell(f"edgekit alarm end pi-1 --reason {'x' * 501}", expect=2)
     shell("edgekit alarm end pi-9", expect=1)

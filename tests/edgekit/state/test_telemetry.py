@@ -16,7 +16,8 @@ from edgekit.mqtt.messages import Event, Telemetry
 from edgekit.rollout.cohort import Device
 from edgekit.sketches.sketch import Sketch, made
 from edgekit.state import FleetState, open_fleet_state
-from edgekit.state.drift import MAX_CLOSED_ALARMS, MAX_OPEN
+from edgekit.state.alarms import MAX_CLOSED_ALARMS
+from edgekit.state.drift import MAX_OPEN
 from edgekit.state.telemetry import check_telemetry
 from tests.simulators.postgres import emptied, missing, running_postgres
 
@@ -115,7 +116,7 @@ def test_an_alarm_is_raised_kept_and_ended(state: FleetState) -> None:
     fill(state, range(BASELINE_HOURS), local=500)
     fill(state, range(24, 26), local=400, error=100)
     assert state.telemetry.judge(25 * HOUR) == 25, "hour 25 is not over"
-    (first,) = state.telemetry.alarms()
+    (first,) = state.alarms.all()
     assert (first.device, first.model, first.kind, first.since, first.ended) == (
         "a",
         "digits",
@@ -126,12 +127,12 @@ def test_an_alarm_is_raised_kept_and_ended(state: FleetState) -> None:
     assert "20.00% of 500 requests failed, in the baseline 0.00%" in first.message
     assert state.telemetry.judge(26 * HOUR + 1) == 1
     assert state.telemetry.judge(26 * HOUR + 1) == 0
-    (still,) = state.telemetry.alarms("a")
+    (still,) = state.alarms.all("a")
     assert (still.since, still.seen) == (24 * HOUR, 25 * HOUR)
     fill(state, range(26, 27), local=500)
     state.telemetry.judge(28 * HOUR)
-    assert state.telemetry.alarms() == []
-    (ended,) = state.telemetry.alarms(ended=True)
+    assert state.alarms.all() == []
+    (ended,) = state.alarms.all(ended=True)
     assert ended.ended == 26 * HOUR
     (event,) = state.devices.events("a")
     assert (event.kind, event.model, event.error) == ("alarm", "digits", "errors")
@@ -142,11 +143,11 @@ def test_a_new_bundle_ends_the_alarms_of_the_one_before(state: FleetState) -> No
     fill(state, range(BASELINE_HOURS), local=500)
     fill(state, range(24, 25), error=500, local=1)
     state.telemetry.judge(25 * HOUR)
-    assert len(state.telemetry.alarms()) == 1
+    assert len(state.alarms.all()) == 1
     new = msgspec.structs.replace(message(99), sketches={KEY.replace("0123", "ffff"): routes(10)})
     state.telemetry.add(new, 25 * HOUR)
     state.telemetry.judge(26 * HOUR)
-    assert state.telemetry.alarms() == []
+    assert state.alarms.all() == []
 
 
 def test_two_controllers_judge_each_hour_once(url: str) -> None:
@@ -190,7 +191,7 @@ def test_old_roll_ups_are_deleted_and_baselines_stay(state: FleetState) -> None:
     state.telemetry.forget(1000 * HOUR, 1)
     state.telemetry.add(message(99, error=400), 1000 * HOUR)
     state.telemetry.judge(1001 * HOUR)
-    assert [one.kind for one in state.telemetry.alarms()] == ["errors"]
+    assert [one.kind for one in state.alarms.all()] == ["errors"]
 
 
 def drift(kind: str = "drift", *, subject: str = "input.x", message: str = "moved", device: str = "a", **more: object):
@@ -203,31 +204,75 @@ def test_devices_raise_and_end_alarms_of_drift(state: FleetState) -> None:
     assert state.drift.save(drift(subject="score"), 2.0)
     assert not state.drift.save(drift(again=True), 3.0)
     assert state.drift.save(drift(message="moved further"), 4.0)
-    assert {(one.kind, one.message, one.since) for one in state.telemetry.alarms("a")} == {
+    assert {(one.kind, one.message, one.since) for one in state.alarms.all("a")} == {
         ("drift.input.x", "moved further", 1.0),
         ("drift.score", "moved", 2.0),
     }
     assert state.drift.save(drift("drift-ended"), 6.0)
     assert not state.drift.save(drift("drift-ended"), 7.0)
-    (open_one,) = state.telemetry.alarms("a")
+    (open_one,) = state.alarms.all("a")
     assert open_one.kind == "drift.score"
     assert [event.kind for event in state.devices.events("a")] == ["drift-ended", "drift", "drift", "drift"]
 
 
 def test_an_operator_ends_alarms_of_drift(state: FleetState) -> None:
-    """The device's repetition does not raise it again, a new drift does; other alarms cannot be ended so."""
+    """The device's repetition does not raise it again, whatever it says by then; a new drift does."""
     state.drift.save(drift(), 1.0)
     state.drift.save(drift(subject="score"), 1.0)
-    assert state.drift.end("a", "digits", "drift.score", 2.0) == ["drift.score"]
-    assert state.drift.end("a", "", "", 2.0) == ["drift.input.x"]
+    (one,) = state.by("ann@desk").alarms.end("a", "digits", "drift.score", "lens cleaned", 2.0)
+    assert (one.kind, one.ended, one.ended_by, one.reason) == ("drift.score", 2.0, "ann@desk", "lens cleaned")
+    assert [one.kind for one in state.alarms.end("a", "", "", "", 2.0)] == ["drift.input.x"]
     for model, kind in (("", ""), ("other", ""), ("digits", "latency")):
-        with pytest.raises(NotFoundError, match="no open alarm of drift"):
-            state.drift.end("a", model, kind, 3.0)
+        with pytest.raises(NotFoundError, match="no open alarm"):
+            state.alarms.end("a", model, kind, "", 3.0)
     assert not state.drift.save(drift(again=True), 4.0)
-    assert state.telemetry.alarms("a") == []
+    assert not state.drift.save(drift(again=True, message="moved further"), 4.0)
+    assert state.alarms.all("a") == []
     assert state.drift.save(drift(), 5.0)
-    assert len(state.telemetry.alarms("a")) == 1
-    assert [entry.what for entry in state.audit.entries(what="alarm.end")] == ["alarm.end", "alarm.end"]
+    assert len(state.alarms.all("a")) == 1
+    assert state.drift.save(drift("drift-ended", subject="score"), 6.0), "the end of a held one is news"
+    assert not state.drift.save(drift("drift-ended", subject="score"), 6.0)
+    assert state.drift.save(drift(subject="score", again=True, message="moved anew"), 7.0)
+    first, second = state.audit.entries(what="alarm.end")
+    assert (second.who, second.after) == (
+        "ann@desk",
+        {"model": "digits", "kinds": ["drift.score"], "reason": "lens cleaned"},
+    )
+    assert first.after["kinds"] == ["drift.input.x"]
+
+
+def test_an_operator_ends_alarms_of_telemetry_by_the_same_rule(state: FleetState) -> None:
+    """Bad hours that follow do not raise it again, and are no news; a good hour lets the next bad one do so."""
+    fill(state, range(BASELINE_HOURS), local=500)
+    fill(state, range(24, 27), local=400, error=100)
+    state.telemetry.judge(25 * HOUR)
+    (one,) = state.alarms.end("a", "digits", "errors", "known: camera is being replaced", 25 * HOUR + 9.0)
+    state.telemetry.judge(27 * HOUR)
+    assert state.alarms.all("a") == []
+    (kept,) = state.alarms.all("a", ended=True)
+    assert (kept.ended, kept.seen, kept.reason) == (one.ended, 26 * HOUR, "known: camera is being replaced")
+    assert len(state.devices.events("a")) == 1
+    fill(state, range(27, 28), local=500)
+    fill(state, range(28, 29), local=400, error=100)
+    state.telemetry.judge(29 * HOUR)
+    (again,) = state.alarms.all("a")
+    assert (again.since, again.ended_by) == (28 * HOUR, "")
+    assert len(state.devices.events("a")) == 2
+
+
+def test_a_new_bundle_lets_an_alarm_that_was_ended_be_raised(state: FleetState) -> None:
+    """What was accepted of one bundle was not accepted of the next."""
+    fill(state, range(BASELINE_HOURS), local=500)
+    fill(state, range(24, 25), local=400, error=100)
+    state.telemetry.judge(25 * HOUR)
+    state.alarms.end("a", "", "", "", 25 * HOUR)
+    other = KEY.replace("0123", "ffff")
+    for hour in range(25, 51):
+        counts = {"local": 500} if hour < 50 else {"local": 400, "error": 100}
+        new = msgspec.structs.replace(message(hour + 1), sketches={other: routes(**counts)})
+        state.telemetry.add(new, hour * HOUR)
+    state.telemetry.judge(51 * HOUR)
+    assert [one.since for one in state.alarms.all("a")] == [50 * HOUR]
 
 
 def test_hours_of_telemetry_do_not_end_alarms_of_drift(state: FleetState) -> None:
@@ -235,18 +280,18 @@ def test_hours_of_telemetry_do_not_end_alarms_of_drift(state: FleetState) -> Non
     state.drift.save(drift(), 9 * HOUR)
     state.telemetry.add(message(1), 10 * HOUR)
     assert state.telemetry.judge(11 * HOUR) == 1
-    assert [one.kind for one in state.telemetry.alarms("a")] == ["drift.input.x"]
+    assert [one.kind for one in state.alarms.all("a")] == ["drift.input.x"]
 
 
 def test_a_device_cannot_fill_the_table_of_alarms(state: FleetState) -> None:
     """Open and ended ones are limited, and names are cut."""
     for number in range(300):
         state.drift.save(drift(subject=f"input.{number}" + "x" * 500), float(number))
-    assert len(state.telemetry.alarms("a")) == MAX_OPEN
+    assert len(state.alarms.all("a")) == MAX_OPEN
     for number in range(300):
         state.drift.save(drift(subject=str(number), device="b"), float(number))
         state.drift.save(drift("drift-ended", subject=str(number), device="b"), float(number))
-    assert len(state.telemetry.alarms("b", ended=True, limit=1000)) == MAX_CLOSED_ALARMS + 1
+    assert len(state.alarms.all("b", ended=True, limit=1000)) == MAX_CLOSED_ALARMS + 1
 
 
 def test_messages_that_come_together_count_once_each(state: FleetState) -> None:

@@ -215,3 +215,18 @@ def test_a_model_is_taken_off_devices(fleet: WebFleet, operator: Client) -> None
     assert [one["asked"] for one in asked] == [True, False]
     assert operator.post(f"{PREFIX}/uninstall", {**body, "filter": ""}).status == 400
     assert operator.post(f"{PREFIX}/devices/pi-0009/uninstall", {"model": "digits"}).status == 404
+
+
+def test_alarms_are_ended_with_a_reason(fleet: WebFleet, operator: Client) -> None:
+    """By operators only; what is not open is 404, and the reason is kept with the alarm and in the audit log."""
+    address, body = f"{PREFIX}/devices/pi-0001/alarms/end", {"kind": "latency", "reason": "sensor replaced"}
+    viewer = Client(fleet.url, token=fleet.tokens["viewer"])
+    assert viewer.post(address, body).status == 403
+    assert operator.post(address, {"kind": "drift.score"}).status == 404
+    assert operator.post(address, {"reason": "x" * 501}).status == 400
+    assert operator.post(f"{PREFIX}/devices/pi-0009/alarms/end", {}).status == 404
+    (one,) = operator.post(address, body).json()
+    assert (one["kind"], one["ended_by"], one["reason"]) == ("latency", "the-operator@api", "sensor replaced")
+    assert operator.get(f"{PREFIX}/alarms").json() == []
+    (entry,) = fleet.state.audit.entries(what="alarm.end")
+    assert (entry.who, entry.subject, entry.after["reason"]) == ("the-operator@api", "pi-0001", "sensor replaced")

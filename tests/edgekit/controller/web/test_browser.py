@@ -101,6 +101,11 @@ def test_an_operator_logs_in_and_aborts_a_rollout(fleet: WebFleet, tab: Browser)
     tab.run("document.querySelector('main form button').click()")
     tab.until("location.pathname === '/' && document.body.textContent.includes('the-operator')")
     assert tab.run("document.cookie") == ""
+    tab.open(f"{fleet.url}/alarms")
+    tab.run("document.querySelector('details.action summary').click()")
+    assert tab.findings() == []
+    tab.size(360, 740)
+    assert tab.run("document.documentElement.scrollWidth") <= 360
     tab.open(f"{fleet.url}/rollouts/new?step=4&model=digits&version=1.1.0&waves=100%25")
     tab.run("[...document.querySelectorAll('button')].find(b => b.textContent.startsWith('Start')).click()")
     tab.until("location.pathname === '/rollouts/2' && document.readyState === 'complete'")

@@ -198,3 +198,20 @@ def test_an_operator_takes_a_model_off_a_device_and_ends_the_asking(fleet: WebFl
     assert session.form(f"{address}/force", csrf).status == 303
     assert not fleet.state.rollouts.get(started.id).plan.consent
     assert "Force rollout" not in session.get(address).text
+
+
+def test_an_operator_ends_an_alarm_on_its_page(fleet: WebFleet, client: Client) -> None:
+    """By a form that only operators see, on the page of alarms and of the device."""
+    cookie = client.form("/login", {"token": fleet.tokens["operator"]}).headers["set-cookie"].partition(";")[0]
+    session = Client(fleet.url, cookie=cookie)
+    csrf = {"csrf": re.search(r'name="csrf" value="([^"]+)"', session.get("/").text)[1]}
+    for page in ("/alarms", "/devices/pi-0001"):
+        assert "End the alarm" in session.get(page).text
+        assert "End the alarm" not in client.get(page).text
+    address, form = "/devices/pi-0001/alarms/end", {"model": "digits", "kind": "latency", "reason": "replaced"}
+    assert session.form(address, form).status == 403
+    ended = session.form(address, {**csrf, **form, "here": "alarms"})
+    assert (ended.status, ended.headers["location"]) == (303, "/alarms")
+    assert "End the alarm" not in session.get("/alarms").text
+    assert session.form(address, {**csrf, **form}).status == 404
+    assert fleet.state.audit.entries(limit=1)[0].after["reason"] == "replaced"
