@@ -14,7 +14,7 @@ from edgekit.cli.common.numbers import Number
 from edgekit.errors import DiskError, SettingsError
 from edgekit.identity.join import parse_code
 from edgekit.mqtt.topics import check_device_name
-from edgekit.settings.device_files import KEY_FILE, ROOT_FILE, SETTINGS_FILE, TLS_FILES, settings_toml
+from edgekit.settings.device_files import KEY_FILE, ROOT_FILE, SAMPLE_KEY_FILE, SETTINGS_FILE, TLS_FILES, settings_toml
 
 
 @click.command()
@@ -36,14 +36,26 @@ from edgekit.settings.device_files import KEY_FILE, ROOT_FILE, SETTINGS_FILE, TL
     help="PEM of the authority of a mqtts:// URL [default: the system's authorities].",
 )
 @click.option("--broker", metavar="URL", help="Broker for this device [default: as the controller says].")
+@click.option("--no-samples", is_flag=True, help="Do not take the operator's key for samples: keep none, ever.")
 @click.option("--seconds", type=Number(1, 3600), default=60.0, show_default=True, help="How long to wait.")
 def join(
-    url: str, code: str, name: str, target: str, folder: Path, ca: Path | None, broker: str | None, seconds: float
+    url: str,
+    code: str,
+    name: str,
+    target: str,
+    folder: Path,
+    ca: Path | None,
+    broker: str | None,
+    no_samples: bool,
+    seconds: float,
 ) -> None:
     """Enroll this device at the claim listener URL of the fleet's broker.
 
     The private keys are made here and never leave this device. The code proves both sides to each other, so the
     listener needs no trust.
+
+    Where the operator has a key for samples, the answer brings it: this device can then be asked for inputs for
+    retraining, encrypted for that key, within the limits of its settings (send_inputs, collect_per_day).
 
     \b
     Example:
@@ -53,6 +65,7 @@ def join(
         from device_agents.control.joining import join_fleet
         from edgekit.identity.authority import generate_tls_key, make_request, private_pem
         from edgekit.mqtt.transport import MqttTransport
+        from edgekit.sealing.class_keys import parse_x25519_public
         from edgekit.trust.keys import generate_key, load_signer, write_secret
     parsed = parse_code(code)
     try:
@@ -61,7 +74,7 @@ def join(
         raise SettingsError(str(error)) from error
     key = folder / KEY_FILE
     files = {role: folder / file for role, file in TLS_FILES.items()}
-    taken = [path.name for path in (folder / SETTINGS_FILE, *files.values()) if path.exists()]
+    taken = [path.name for path in (folder / SETTINGS_FILE, folder / SAMPLE_KEY_FILE, *files.values()) if path.exists()]
     if taken:
         raise SettingsError(f"{folder} already has {', '.join(taken)}", advice="Name another folder with -o.")
     signer = load_signer(key) if key.exists() else generate_key(key)  # a repeated join goes on with the same key
@@ -69,12 +82,16 @@ def join(
     transport = MqttTransport(url, client_id=f"join-{secrets.token_hex(8)}", ca=ca)
     csr = make_request(tls_key, name)
     answer = asyncio.run(join_fleet(transport, parsed, name, target, signer=signer, csr=csr, seconds=seconds))
+    sample_key = b"" if no_samples else answer.sample_key
+    if sample_key:
+        parse_x25519_public(sample_key)
     settings = {
         "device": name,
         "fleet": answer.fleet,
         "target": target,
         "broker": broker or answer.broker,
         **{role: path.name for role, path in files.items()},
+        "sample_key": SAMPLE_KEY_FILE if sample_key else None,
     }
     written: list[Path] = []
     with contextlib.ExitStack() as unfinished:
@@ -86,6 +103,7 @@ def join(
                 (files["broker_certificate"], answer.certificate),
                 (files["broker_ca"], answer.ca),
                 (folder / ROOT_FILE, answer.root),
+                *([(folder / SAMPLE_KEY_FILE, sample_key)] if sample_key else []),
                 (folder / SETTINGS_FILE, settings_toml(settings).encode()),
             ):
                 written.append(path)
@@ -94,6 +112,8 @@ def join(
             raise DiskError(f"{folder} cannot be written: {error.strerror or error}") from error
         unfinished.pop_all()
     note(f"{name} is enrolled in fleet {answer.fleet}; its private keys are in {folder} and stay on this device")
+    if sample_key:
+        note(f"the operator can ask it for samples: {SAMPLE_KEY_FILE}, named by sample_key in {SETTINGS_FILE}")
     note(f"run: edgekit-agent run --config {folder / SETTINGS_FILE}")
 
 

@@ -46,6 +46,7 @@ class JoinService:
         root: The trusted TUF root, which new devices get.
         days: Lifetime of a certificate.
         broker: URL of the broker for devices with a certificate; empty where it is not set.
+        sample_key: The operator's public key for samples, PEM; empty where there is none.
         known_target: True for the name of a target profile whose devices run the agent.
     """
 
@@ -61,10 +62,11 @@ class JoinService:
         days: int,
         broker: str,
         known_target: Callable[[str], bool],
+        sample_key: bytes = b"",
     ) -> None:
         self._fleet, self._transport, self._state, self._clock = fleet, transport, state, clock
         self._authority, self._root, self._days, self._known_target = authority, root, days, known_target
-        self._broker = broker
+        self._broker, self._sample_key = broker, sample_key
         self._waiting: asyncio.Queue[Message] = asyncio.Queue(MAX_WAITING)
         self._worker: asyncio.Task[None] | None = None
         self.refused = self.failures = 0
@@ -156,6 +158,7 @@ class JoinService:
             ca=self._authority.pem.encode(),
             root=self._root,
             broker=self._broker,
+            sample_key=self._sample_key,
         )
 
     def _renewal(self, name: str, payload: bytes) -> Answer:

@@ -426,6 +426,7 @@ class ClaimAnswer(msgspec.Struct, frozen=True):
         certificate, ca: The device's certificate and the authority's, PEM.
         root: The first trusted TUF root.
         broker: URL of the broker for devices with a certificate; empty where the operator did not set it.
+        sample_key: The operator's public key for samples, PEM; empty where there is none.
     """
 
     id: str
@@ -436,6 +437,7 @@ class ClaimAnswer(msgspec.Struct, frozen=True):
     ca: bytes = b""
     root: bytes = b""
     broker: str = ""
+    sample_key: bytes = b""
 
 
 class Envelope(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from edgekit.bundle.manifest import NAME_PATTERN
-from edgekit.errors import NotFoundError, SettingsError
+from edgekit.errors import DataError, NotFoundError, SettingsError
 from edgekit.sealing.cipher import key_id
 from edgekit.trust.keys import PUBLIC_SUFFIX, key_path, load_private, public_path, write_private
 
@@ -87,11 +87,19 @@ def load_x25519_public(file: Path) -> bytes:
         SettingsError: It cannot be read, or is not an X25519 public key.
     """
     try:
-        public = serialization.load_pem_public_key(file.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        return parse_x25519_public(file.read_bytes())
+    except (OSError, DataError) as error:
         raise SettingsError(f"public key {file} cannot be read: {error}") from error
+
+
+def parse_x25519_public(pem: bytes) -> bytes:
+    """The 32 bytes of a public key in PEM. Raises DataError for anything but an X25519 public key."""
+    try:
+        public = serialization.load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise DataError(str(error)) from error
     if not isinstance(public, X25519PublicKey):
-        raise SettingsError(f"public key {file} is a {type(public).__name__}, expected X25519")
+        raise DataError(f"it is a {type(public).__name__}, expected X25519")
     return public.public_bytes_raw()
 
 

@@ -98,6 +98,13 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             description="Lifetime of the certificates that the fleet's authority signs for devices.",
         ),
     ] = 90
+    sample_key: Annotated[
+        Path | None,
+        Meta(
+            description="PEM file of the public key for samples (edgekit collect --new-key). Devices that are enrolled "
+            "or join from then on get it, so that they can be asked for samples. Unset: they keep none."
+        ),
+    ] = None
     quarantine_clones: Annotated[
         bool,
         Meta(

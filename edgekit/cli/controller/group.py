@@ -21,6 +21,7 @@ from edgekit.cli.controller.backup import backup, restore
 from edgekit.cli.controller.token import token
 from edgekit.cli.controller.web import check_api, serve_web
 from edgekit.cli.controller.webhook import webhook
+from edgekit.cli.device.folder import check_sample_key
 from edgekit.errors import TransportError
 from edgekit.settings import ControlSettings
 from edgekit.settings.groups import MIB
@@ -133,6 +134,8 @@ def _join_service(
         note(f"there is no {KEY_FILE} in {settings.keys}: this controller signs no certificates")
         return None
     targets = builtin_targets()
+    if settings.sample_key is not None:
+        check_sample_key(settings.sample_key)
     return JoinService(
         fleet=settings.fleet,
         transport=transport,
@@ -143,6 +146,7 @@ def _join_service(
         days=settings.certificate_days,
         broker=settings.device_broker or settings.broker,
         known_target=lambda name: name in targets and targets[name].agent,
+        sample_key=b"" if settings.sample_key is None else settings.sample_key.read_bytes(),
     )
 
 

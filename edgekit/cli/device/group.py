@@ -107,7 +107,7 @@ def device() -> None:
     "--sample-key",
     type=_PEM,
     help="Public key for which the device seals samples for retraining; copied into the folder. It keeps none without. "
-    "See: edgekit collect --new-key",
+    "See: edgekit collect --new-key [default: sample_key of edgekit.toml].",
 )
 @click.option("--threshold", type=SHARE, help="Answers with a lower score go to the cloud tier.")
 @dry_run_option
@@ -154,6 +154,7 @@ def enroll(
     copies.update(class_keys)
     if cloud_api_key_file is not None:
         copies[CLOUD_KEY_FILE] = cloud_api_key_file
+    sample_key = sample_key or settings.sample_key
     if sample_key is not None:
         check_sample_key(sample_key)
         copies[SAMPLE_KEY_FILE] = sample_key

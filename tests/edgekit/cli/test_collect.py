@@ -62,6 +62,10 @@ def test_a_device_gets_the_public_key_and_no_other(shell: Shell) -> None:
         _, err = shell(f"edgekit device enroll pi-2 --target raspberry-pi-4 --sample-key {wrong}", expect=1)
         assert wrong in err
         assert not Path("devices/pi-2").exists()
+    with Path("edgekit.toml").open("a") as file:
+        file.write('sample_key = "keys/samples/samples.pub"\n')
+    shell("edgekit device enroll pi-3 --target raspberry-pi-4")
+    assert Path("devices/pi-3/samples.pub").read_bytes() == Path("keys/samples/samples.pub").read_bytes()
     assert shell.json("edgekit collect --new-key --json") == {"public_key": "keys/samples/samples+2.pub"}
     assert shell.json("edgekit registry key list --json")  # the registry does not take them for its own
 

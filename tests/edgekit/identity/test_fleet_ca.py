@@ -160,7 +160,13 @@ def until(holds, seconds=60):
 
 
 async def test_a_device_joins_with_a_code_runs_and_is_revoked(site):
-    """Its keys are made on it; a code is for its quota; a revoked certificate gets no connection."""
+    """Its keys are made on it; a code is for its quota; a revoked certificate gets no connection.
+
+    The operator's key for samples comes with the answer, so that `collect` works; a device can refuse it.
+    """
+    key = site.shell.json("edgekit collect --new-key --json")["public_key"]
+    (site.folder / "edgekit.toml").open("a").write(f'sample_key = "{key}"\n')
+    other = site.shell.json("edgekit device code --json")["code"]
     code = site.shell.json("edgekit device code --json --label site=north")["code"]
     processes = Processes(site.folder)
     join = f"edgekit-agent join {site.claim_url} --ca keys/fleet-ca.pem --target x86-64 --seconds 20"
@@ -168,6 +174,10 @@ async def test_a_device_joins_with_a_code_runs_and_is_revoked(site):
         with site.broker() as broker:
             processes.start("controller", "edgekit controller run", ready="ready")
             processes.run(f"{join} --code {code} --id pi-9 -o pi-9")
+            assert (site.folder / "pi-9" / "samples.pub").read_bytes() == (site.folder / key).read_bytes()
+            processes.run(f"{join} --code {other} --id pi-6 -o pi-6 --no-samples")
+            assert not (site.folder / "pi-6" / "samples.pub").exists()
+            assert "sample_key" not in (site.folder / "pi-6" / "agent.toml").read_text()
             with pytest.raises(CommandError, match="used up"):
                 processes.run(f"{join} --code {code} --id pi-8 -o pi-8")
             wrong = code[:-2] + ("AA" if code[-2:] != "AA" else "BB")
@@ -176,9 +186,10 @@ async def test_a_device_joins_with_a_code_runs_and_is_revoked(site):
             with (site.folder / "pi-9" / "agent.toml").open("a") as file:
                 file.write('http = "127.0.0.1:0"\n')
             processes.start("agent", "edgekit-agent run --config pi-9/agent.toml", ready=" ready at ")
-            until(lambda: site.shell.json("edgekit device list --json")[0]["online"])
-            (view,) = site.shell.json("edgekit device list --json")
+            until(lambda: site.shell.json("edgekit device list --json")[-1]["online"])
+            view = site.shell.json("edgekit device list --json")[-1]
             assert (view["device"], view["labels"], view["target"]) == ("pi-9", {"site": "north"}, "x86-64")
+            site.shell("edgekit device command pi-9 collect --samples 5 --wait")
             site.shell("edgekit ca revoke pi-9 -o broker/revoked.crl")
             assert "revoked" in site.shell("edgekit ca list pi-9")[0]
             broker.send_signal(signal.SIGHUP)  # reads the list; nobody is disconnected
