@@ -112,9 +112,7 @@ def _make_key(settings: ControlSettings, passphrase_file: Path | None, *, dry_ru
         print_json({"public_key": str(public)})
         return
     note(f"made {public.with_suffix('.key')}, which opens samples: keep it off devices and controllers, and back it up")
-    note(
-        f'devices that are enrolled or join from now on get it with this line in edgekit.toml: sample_key = "{public}"'
-    )
+    note(f'devices that are enrolled or join get it with a line in edgekit.toml: sample_key = "{public}"')
 
 
 def _devices(settings: ControlSettings, cohort: Cohort) -> set[str]:

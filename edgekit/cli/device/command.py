@@ -58,9 +58,13 @@ class Words(NamedTuple):
     "reasons",
     type=click.Choice(REASONS[1:]),
     multiple=True,
-    help="collect: which answers; may be repeated [default: all of them].",
+    help="collect: which answers; may be repeated [default: all of them, with --share none].",
 )
-@click.option("--share", type=SHARE, help="collect: share of all answers, by chance [default: 0].")
+@click.option(
+    "--share",
+    type=SHARE,
+    help="collect: share of all answers, by chance [default: 0]. Alone it keeps nothing else, as certificates need it.",
+)
 @click.option("--model", metavar="NAME", help="collect: only of this model.")
 @click.option("--no-restart", is_flag=True, help="set: wait for the agent's next start instead of restarting it.")
 @click.option(
@@ -104,6 +108,7 @@ def command(
       edgekit device command pi-1 self-test --wait
       edgekit device command pi-1 set heartbeat_seconds=10 quiet_hours=08:00-18:00 --wait
       edgekit device command pi-1 collect --samples 100 --reason unsure --during 2h --wait
+      edgekit device command pi-1 collect --samples 3000 --share 0.01 --during 7d
       edgekit device command profile digits 1.2.0 --filter 'label.site == north and online' --wait
     """
     cohort = parse_cohort(targets, labels, filter_text)
@@ -202,6 +207,8 @@ def _arguments(
     given = {_FIELDS.get(name, name): value for name, value in options.items() if name != "no_restart"}
     if asked.kind == SET:
         given = {"values": _changes(asked.rest), "restart": "no_restart" not in options}
+    if given.get("share") and "reasons" not in given:
+        given["reasons"] = []  # devices take all reasons where none are named, and their answers are no fair sample
     if asked.kind != PROFILE:
         parse_arguments(asked.kind, given)
         return dict.fromkeys(targets, given)

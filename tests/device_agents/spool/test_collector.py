@@ -198,6 +198,17 @@ async def test_an_operator_asks_for_samples(tmp_path: Path) -> None:
     assert not refused.ok
 
 
+async def test_a_share_alone_keeps_answers_by_chance_and_says_so(tmp_path: Path) -> None:
+    """Also unsure ones with which the cloud tier disagrees: a certificate needs a fair sample."""
+    rig = Rig(chance=0.4)
+    async with serving(rig, tmp_path) as ask:
+        assert (await rig.collector.answer(CollectArguments(samples=5, reasons=(), share=0.5))).ok
+        await ask()
+        rig.chance = 0.6
+        await ask()
+    assert [one.reason for one in rig.samples()] == [SampleReason.RANDOM]
+
+
 async def test_a_full_disk_is_told_and_answers_go_on(tmp_path: Path) -> None:
     """The event comes once; with space again, samples are kept again. A command that cannot be stored fails."""
     rig = Rig(rule=Rule(HARD))

@@ -74,6 +74,9 @@ def test_arguments_are_stored_as_the_device_gets_them(shell: Shell) -> None:
     wanted = {"samples": 9, "seconds": 7200.0, "reasons": ["unsure"], "share": 0.5, "model": "digits"}
     assert shell.json(f"{collect} --json")["args"] == wanted
     assert shell.json("edgekit device command pi-1 collect --json")["args"] == {}
+    by_chance = shell.json("edgekit device command pi-1 collect --samples 9 --share 0.5 --json")["args"]
+    assert by_chance == {"samples": 9, "share": 0.5, "reasons": []}, "devices of every version take no hard ones then"
+    assert "reasons" not in shell.json("edgekit device command pi-1 collect --samples 9 --share 0 --json")["args"]
     sent = shell.json("edgekit device command pi-1 profile digits 1.0.0 --seconds 2 --json")
     assert (sent["args"]["target"], sent["args"]["seconds"], len(sent["args"]["digest"])) == (TARGET, 2.0, 64)
     assert sent["expires"] - sent["created"] == pytest.approx(600)
