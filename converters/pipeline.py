@@ -372,8 +372,15 @@ def _manifest(
     quality = None
     if chosen.quality is not None and report.float_.quality is not None:
         float_value = report.float_.quality.value
+        hard = sum(report.split.hard.values()) if report.split else 0
         quality = Quality(
-            report.metric, chosen.quality.value, float_value, chosen.quality.n, report.proven, _qualities(report)
+            report.metric,
+            chosen.quality.value,
+            float_value,
+            chosen.quality.n,
+            report.proven,
+            _qualities(report),
+            hard or msgspec.UNSET,
         )
     manifest = Manifest(
         name=plan.name,

@@ -128,6 +128,7 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
             *interface.notes,
             *drawn.notes,
             *_constant_notes(evidence, split),
+            *hard_notes(split.proof if split else None, test),
             *_state_notes(source.graph, split),
         ),
     )
@@ -251,4 +252,15 @@ def _float_value(evidence: Evidence, one: JudgedOutput) -> Value:
 
 
 def _split_report(split: Split) -> SplitReport:
-    return SplitReport(split.digest, len(split.calibration), len(split.choice), len(split.proof))
+    return SplitReport(split.digest, len(split.calibration), len(split.choice), len(split.proof), split.proof.hard)
+
+
+def hard_notes(proof: Samples | None, test: Samples | None) -> list[str]:
+    """What samples mean that devices kept because their model is weak there: they train well and prove nothing."""
+    found = [(word, samples) for word, samples in (("proof", proof), ("test", test)) if samples and samples.hard]
+    return [
+        f"{sum(samples.hard.values())} of {len(samples)} samples of the {word} were kept by devices as "
+        f"{', '.join(samples.hard)}: quality and drops say nothing about all answers of a device; to prove them, give "
+        "samples that were kept by chance (edgekit device command ID collect --share X)"
+        for word, samples in found
+    ]

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from converters.bundle import require_writable, with_files, write_bundle
 from converters.candidates.candidate import HOST_PROVIDERS, run_rows
@@ -27,10 +26,8 @@ from edgekit.bundle.state import client_inputs
 from edgekit.certificate.document import CERTIFICATE_NAME, ORIGINAL, ROLE_CERTIFICATE, Bound, processing_digest
 from edgekit.decoding import open_processor
 from edgekit.errors import DataError, RefusedError
-from edgekit.mqtt.sample_reasons import SampleReason
 from edgekit.preprocess import Processing, Raw, output_labels, raw_inputs
 from edgekit.runtimes import open_runtime
-from edgekit.samples.table import REASON
 from edgekit.tensors import Array
 from edgekit.versions import runtime_version
 
@@ -231,7 +228,7 @@ def _samples(path: Path, manifest: Manifest, edge: Path, raw: str) -> Samples:
     processor = open_processor(manifest, edge) if path.is_dir() else None
     classes = _classes(manifest)
     samples = load_samples(path, specs, processor, classes, interface)
-    _check_by_chance(path)
+    _check_by_chance(path, samples)
     return msgspec.structs.replace(samples, originals={raw: load_originals(path, classes)}) if raw else samples
 
 
@@ -242,16 +239,14 @@ def _classes(manifest: Manifest) -> Sequence[str]:
     return next(iter(output_labels(manifest.processing).values()), ())
 
 
-def _check_by_chance(path: Path) -> None:
+def _check_by_chance(path: Path, samples: Samples) -> None:
     """Refuse samples that devices kept because they are hard: a proof on them says nothing about all answers."""
-    if path.suffix != ".npz":
-        return
-    with np.load(path) as loaded:
-        reasons = set(loaded[REASON].tolist()) if REASON in loaded.files else set()
-    if others := sorted(reasons - {SampleReason.RANDOM.value}):
+    if samples.hard:
         raise DataError(
-            f"{path} holds samples that devices kept as {', '.join(others)}; a certificate needs those kept by chance",
-            advice="Let devices keep a share alone (collect = [], collect_share = 0.01); collect into a new folder.",
+            f"{path} holds samples that devices kept as {', '.join(samples.hard)}; a certificate needs those kept by "
+            "chance",
+            advice="Let devices keep a share alone (edgekit device command ID collect --samples N --share 0.01, or the "
+            "settings collect = [] and collect_share = 0.01); collect into a new folder.",
         )
 
 

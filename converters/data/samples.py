@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from converters.data.streams import STREAM, split_streams, stream_ids
 from converters.graph.interface import Interface, Number
 from converters.graph.stated import DataArray
 from edgekit.errors import DataError
+from edgekit.mqtt.sample_reasons import SampleReason
 from edgekit.preprocess import Processor
 from edgekit.samples.table import PREFIX as COLLECTED
+from edgekit.samples.table import REASON
 from edgekit.tensors import Array, TensorSpec
 
 LABELS, OTHER_LABELS = "y", "y_"  # labels of the decision output, and the prefix for those of another output
@@ -39,6 +42,7 @@ class Samples(msgspec.Struct, frozen=True):
         other_labels: Labels of other outputs (N, ...), by the output's name.
         groups: Group of each row (N,), names or integers; None where there are none.
         stream: Stream of each row (N,), from 0 on; None for a model without state, and before it is known.
+        reasons: Why a device kept each row (N,), of `SampleReason`; None for data that `edgekit collect` did not write.
         originals: The bytes of each row (N,) by the name under which clients send them; empty where they are not kept.
         feeds: For a model with state, the output that feeds an input, by the input's name; `inputs` has the states
             of the float model (see `converters.data.stateful`).
@@ -52,6 +56,7 @@ class Samples(msgspec.Struct, frozen=True):
     stream: Array | None = None
     feeds: dict[str, str] = {}
     originals: dict[str, Array] = {}
+    reasons: Array | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -73,7 +78,16 @@ class Samples(msgspec.Struct, frozen=True):
             None if self.stream is None else self.stream[rows],
             self.feeds,
             {name: value[rows] for name, value in self.originals.items()},
+            None if self.reasons is None else self.reasons[rows],
         )
+
+    @property
+    def hard(self) -> dict[str, int]:
+        """The rows that devices kept for another reason than chance, which are no fair sample: counts by reason."""
+        if self.reasons is None:
+            return {}
+        counts = Counter(self.reasons.tolist())
+        return {reason: n for reason, n in sorted(counts.items()) if reason != SampleReason.RANDOM.value}
 
     def labels_of(self, output: str) -> Array | None:
         """The labels (N, ...) under the name of an output (``y_OUTPUT``); None where there are none."""
@@ -120,7 +134,8 @@ def load_samples(
 ) -> Samples:
     """Read .npz (``x``, or one array per input under its name, and ``y``), .npy, or a folder of images.
 
-    Arrays whose names begin with ``edgekit_`` are left out: `edgekit collect` writes them beside the inputs.
+    Of the arrays whose names begin with ``edgekit_``, which `edgekit collect` writes beside the inputs, only the
+    reasons are read.
     Labels of another output than the decision output are ``y_OUTPUT``, and ``group`` holds the group of each row. For a
     model with state, ``stream`` holds the stream of each row; without it all rows are one stream.
 
@@ -147,6 +162,7 @@ def load_samples(
         samples = _checked(path, inputs, {} if indices is None else {LABELS: indices}, specs, names)
         return _in_streams(samples, None) if feeds else samples
     arrays = _read(path)
+    reasons = arrays.pop(REASON, None)
     taken = {spec.name for spec in (*specs, *(one.spec for one in (interface.inputs if interface else ())))}
     streams = _streams_in(path, arrays, specs, feeds)
     beside = {
@@ -159,7 +175,18 @@ def load_samples(
     if processor is not None:
         arrays = rows_from_arrays(processor, arrays)
     samples = _checked(path, arrays, beside, specs, tuple(classes))
+    if reasons is not None:
+        samples = msgspec.structs.replace(samples, reasons=_checked_reasons(path, reasons, len(samples)))
     return _in_streams(samples, streams) if feeds else samples
+
+
+def _checked_reasons(path: Path, reasons: Array, rows: int) -> Array:
+    if reasons.shape != (rows,) or reasons.dtype.kind != "U":
+        raise DataError(
+            f"{path}: {REASON} is {reasons.dtype} of shape {list(reasons.shape)}, expected texts of shape [{rows}]",
+            advice="Keep the rows of all arrays of a file of `edgekit collect` together.",
+        )
+    return reasons
 
 
 def _streams_in(
@@ -368,7 +395,8 @@ def _read(path: Path) -> dict[str, Array]:
         if isinstance(loaded, np.ndarray):
             return {SINGLE: loaded}
         with loaded:
-            return {name: loaded[name] for name in loaded.files if not name.startswith(COLLECTED)}
+            names = [name for name in loaded.files if name == REASON or not name.startswith(COLLECTED)]
+            return {name: loaded[name] for name in names}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} cannot be read as .npz or .npy: {error}",

@@ -67,12 +67,16 @@ class SourceReport(msgspec.Struct, frozen=True):
 
 
 class SplitReport(msgspec.Struct, frozen=True):
-    """Number of rows in each split of the data, and the digest of all rows."""
+    """Number of rows in each split of the data, and the digest of all rows.
+
+    `hard` is the number of rows of the proof that devices kept because they are hard, by reason.
+    """
 
     digest: str
     calibration: int
     choice: int
     proof: int
+    hard: dict[str, int] = {}
 
 
 class DriftReport(msgspec.Struct, frozen=True):

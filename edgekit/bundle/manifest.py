@@ -134,6 +134,7 @@ class Quality(msgspec.Struct, frozen=True):
         n: Number of samples.
         proven: True if the drop of every judged output is within the budget at the stated confidence.
         outputs: One entry per output, where the model has several; also of outputs that were not judged.
+        hard: Number of the samples that devices kept because they are hard; absent for none.
     """
 
     metric: str
@@ -143,6 +144,7 @@ class Quality(msgspec.Struct, frozen=True):
     proven: bool
     # UNSET and not empty, so that manifests without it keep their bytes and digest.
     outputs: tuple[OutputQuality, ...] | msgspec.UnsetType = msgspec.UNSET
+    hard: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Cost(msgspec.Struct, frozen=True):

@@ -19,6 +19,10 @@ def _outputs_are_judged(manifest: Manifest) -> bool:
     return manifest.quality is not None and manifest.quality.outputs is not msgspec.UNSET
 
 
+def _proof_is_hard(manifest: Manifest) -> bool:
+    return manifest.quality is not None and manifest.quality.hard is not msgspec.UNSET
+
+
 def _any_binding(holds: Callable[[Binding], bool]) -> Callable[[Manifest], bool]:
     return lambda manifest: any(holds(binding) for binding in (*manifest.inputs, *manifest.outputs))
 
@@ -26,6 +30,7 @@ def _any_binding(holds: Callable[[Binding], bool]) -> Callable[[Manifest], bool]
 # What a manifest can use, for messages; the first release that reads it; and whether a manifest uses it.
 NEEDS: tuple[tuple[str, str, Callable[[Manifest], bool]], ...] = (
     ("a proof for each of several outputs", "0.2.0", _outputs_are_judged),
+    ("a proof on hard samples of devices", "0.2.0", _proof_is_hard),
     ("state between calls", "0.2.0", _any_binding(lambda one: one.state is not msgspec.UNSET)),
     ("inputs that are fixed or unread", "0.2.0", _any_binding(lambda one: not one.in_artifact)),
     ("kept channels in its recipe", "0.2.0", lambda manifest: manifest.recipe.lossy),

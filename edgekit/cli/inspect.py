@@ -103,7 +103,9 @@ def _quality(manifest: Manifest) -> str | None:
     if quality is None:
         return None
     proven = "proven" if quality.proven else "not proven"
-    return f"{quality.metric} {quality.value:.4f} (float {quality.float_value:.4f}, {quality.n} samples, {proven})"
+    hard = f", {quality.hard} of them hard ones of devices" if isinstance(quality.hard, int) else ""
+    samples = f"{quality.n} samples{hard}"
+    return f"{quality.metric} {quality.value:.4f} (float {quality.float_value:.4f}, {samples}, {proven})"
 
 
 def _output_qualities(manifest: Manifest) -> dict[str, str]:

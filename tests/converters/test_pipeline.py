@@ -203,6 +203,35 @@ def test_point_estimates_leave_more_samples_for_calibration(onnx_folder, tmp_pat
     assert splits[1] == pytest.approx((0.5 if rows <= 512 else 256 / rows, 0.2), abs=0.01)
 
 
+def test_a_proof_on_hard_samples_of_devices_says_so(onnx_folder, tmp_path):
+    """In notes, report, page and manifest; samples that were kept by chance prove as any others."""
+    with np.load(onnx_folder / "data.npz") as data:
+        arrays = dict(data)
+    rows = len(arrays["y"])
+    named = {"targets": ["server"], "recipe": Recipe("float32"), "max_drop": 0.2}
+    for name, kept in (("hard", ["random", "unsure", "refuted", "random"]), ("chance", ["random"])):
+        np.savez(tmp_path / f"{name}.npz", **arrays, edgekit_reason=np.resize(np.array(kept), rows))
+        [report] = convert(
+            onnx_folder / "model.onnx", data=tmp_path / f"{name}.npz", output=tmp_path / f"out-{name}", **named
+        )
+        folder = tmp_path / f"out-{name}" / "model-1.0.0-server"
+        manifest, page = parse_manifest((folder / MANIFEST_NAME).read_bytes()), (folder / "report.html").read_text()
+        warned = [note for note in report.notes if "were kept by devices as refuted, unsure" in note]
+        if name == "chance":
+            assert (report.split.hard, manifest.quality.hard, warned) == ({}, msgspec.UNSET, [])
+            continue
+        assert report.split.hard.keys() == {"refuted", "unsure"}
+        assert (
+            manifest.quality.hard == sum(report.split.hard.values()) == pytest.approx(report.split.proof / 2, rel=0.2)
+        )
+        assert warned
+        assert "were kept by devices as refuted, unsure" in page
+        assert json.loads((folder / "report.json").read_text())["split"]["hard"] == report.split.hard
+    np.savez(tmp_path / "odd.npz", **arrays, edgekit_reason=np.array(["random"]))
+    with pytest.raises(DataError, match=r"edgekit_reason is .* expected texts of shape"):
+        convert(onnx_folder / "model.onnx", data=tmp_path / "odd.npz", output=tmp_path / "out-odd", **named)
+
+
 def test_onnx_on_a_cpu_target_makes_int8_with_zero_points(onnx_folder, tmp_path):
     """--runtime onnxruntime on a board that runs both: float32, QDQ int8 and integer weights; no float16.
 

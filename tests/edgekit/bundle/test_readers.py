@@ -37,6 +37,7 @@ def quality(**fields: object) -> Quality:
 
 USES = {
     "outputs": replaced(quality=quality(outputs=(OutputQuality("x"),))),
+    "hard": replaced(quality=quality(hard=7)),
     "state": replaced(inputs=(Binding(X, X), Binding(STATE, STATE, state="hn"))),
     "fixed": replaced(inputs=(Binding(X, X), Binding(STATE, STATE, value=0.5))),
     "unread": replaced(inputs=(Binding(X, X), Binding(STATE, STATE, unread=True))),
