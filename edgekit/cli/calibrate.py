@@ -161,8 +161,11 @@ def _first_image(data: Path, raw: str) -> dict[str, Array]:
             f"--data {data} is no folder, and --cloud-inputs original needs the bytes of images",
             advice="Give a folder of images with one sub-folder for each class.",
         )
-    found = np.empty(1, dtype=object)
-    found[0] = image_files(data)[0][0][0].read_bytes()
+    found, first = np.empty(1, dtype=object), image_files(data)[0][0][0]
+    try:
+        found[0] = first.read_bytes()
+    except OSError as error:
+        raise DataError(f"{first} cannot be read: {error.strerror or error}") from error
     return {raw: found}
 
 

@@ -83,7 +83,7 @@ class AlarmTable(FleetTable):
         for column, value in ((alarms.c.model, model), (alarms.c.kind, kind)):
             found = sa.and_(found, column == value) if value else found
         with self._writing() as connection:
-            rows = connection.execute(sa.select(alarms.c.id).where(found)).scalars().all()
+            rows = connection.execute(sa.select(alarms.c.id).where(found).with_for_update()).scalars().all()
             if not rows:
                 what = " ".join(part for part in (model, kind) if part)
                 raise NotFoundError(
@@ -103,13 +103,13 @@ def _alarm(row: sa.RowMapping) -> Alarm:
     return Alarm(**{name: row[name] for name in Alarm.__struct_fields__})
 
 
-def is_held(connection: sa.Connection, same: sa.ColumnElement[bool], **changes: object) -> bool:
-    """True where an operator has ended the alarm that `same` selects, and what it found goes on.
+def keep_held(connection: sa.Connection, same: sa.ColumnElement[bool], **changes: object) -> bool:
+    """Write into the alarm that an operator has ended while what it found goes on; False where there is none.
 
     Args:
         connection: An open transaction.
         same: Selects the alarms of one kind of one model of one device.
-        changes: Columns to write into the held alarm.
+        changes: Columns to write.
     """
     held = sa.and_(same, alarms.c.held)
     return connection.execute(alarms.update().where(held).values(**changes)).rowcount > 0

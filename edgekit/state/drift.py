@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from edgekit.mqtt.messages import Event
 from edgekit.state._sql import FleetTable, untrusted_text
-from edgekit.state.alarms import forget_ended, is_held, release
+from edgekit.state.alarms import forget_ended, keep_held, release
 from edgekit.state.devices import insert_event
 from edgekit.state.tables import alarms
 
@@ -49,7 +49,7 @@ class DriftTable(FleetTable):
             else:
                 newest = sa.select(alarms.c.message).where(same).order_by(alarms.c.id.desc()).limit(1)
                 if event.detail.get("again") and (
-                    is_held(connection, same, seen=now) or connection.execute(newest).scalar() == message
+                    keep_held(connection, same, seen=now) or connection.execute(newest).scalar() == message
                 ):
                     return False
                 release(connection, same)

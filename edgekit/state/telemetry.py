@@ -15,7 +15,7 @@ from edgekit.mqtt.messages import Event, Telemetry
 from edgekit.sketches.signals import MAX_SKETCHES, parse_signal
 from edgekit.sketches.sketch import Sketch, sketch_fault
 from edgekit.state._sql import FleetTable, put_all, to_json, untrusted_json, untrusted_text
-from edgekit.state.alarms import forget_ended, is_held, release
+from edgekit.state.alarms import forget_ended, keep_held, release
 from edgekit.state.devices import insert_event
 from edgekit.state.drift import is_drift
 from edgekit.state.tables import alarms, telemetry_hours, telemetry_marks
@@ -195,7 +195,7 @@ class TelemetryTable(FleetTable):
         message = untrusted_text(finding.message, MAX_TEXT)
         if connection.execute(alarms.update().where(is_open).values(seen=at, message=message)).rowcount:
             return
-        if is_held(connection, same, seen=at, message=message):
+        if keep_held(connection, same, seen=at, message=message):
             return
         values = {"model": finding.model, "kind": kind, "message": message}
         row = {"fleet": self._fleet, "device": device, "since": at, "seen": at, **values}
