@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from device_agents.diagnostics.cloud_check import Sent, check_cloud
+from device_agents.inference.cloud.failures import CloudRefusedError
 from device_agents.inference.cloud_client import CloudClient
 from edgekit.serving.oip import codec as oip
 from tests.simulators.small_models import SURE, onnx_bundle, softmax
@@ -91,6 +92,16 @@ async def test_mlserver_is_asked_in_json_after_one_refused_binary_request() -> N
             found = await client.infer("small", {"x": SURE}, timeout_seconds=5)
             np.testing.assert_allclose(found.outputs["scores"], softmax(SURE, 10.0), atol=1e-6)
     assert replay.asked == ["binary", "json", "json", "json"]
+
+
+async def test_bytes_without_a_form_in_json_are_a_refusal_of_the_server() -> None:
+    """An image for a server without binary tensors: a failure of the cloud tier, and no error of the client."""
+    image = np.array([b"\x89PNG\xff"], object)
+    async with replaying("mlserver") as (replay, client):
+        await client.infer("small", {"x": SURE}, timeout_seconds=5)
+        with pytest.raises(CloudRefusedError, match="takes no binary tensors, and the inputs have no form in JSON"):
+            await client.infer("small", {"photo": image}, timeout_seconds=5)
+    assert replay.asked == ["binary", "json"]
 
 
 @pytest.mark.parametrize("peer", ["kserve", "mlserver"])
