@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgekit.cli.common.console import needs_extra, note
 from edgekit.cli.common.numbers import Number
-from edgekit.errors import DiskError, SettingsError
+from edgekit.errors import DataError, DiskError, SettingsError
 from edgekit.identity.join import parse_code
 from edgekit.mqtt.topics import check_device_name
 from edgekit.settings.device_files import KEY_FILE, ROOT_FILE, SAMPLE_KEY_FILE, SETTINGS_FILE, TLS_FILES, settings_toml
+
+if TYPE_CHECKING:
+    from edgekit.mqtt.messages import ClaimAnswer
 
 
 @click.command()
@@ -65,8 +70,7 @@ def join(
         from device_agents.control.joining import join_fleet
         from edgekit.identity.authority import generate_tls_key, make_request, private_pem
         from edgekit.mqtt.transport import MqttTransport
-        from edgekit.sealing.class_keys import parse_x25519_public
-        from edgekit.trust.keys import generate_key, load_signer, write_secret
+        from edgekit.trust.keys import generate_key, load_signer
     parsed = parse_code(code)
     try:
         check_device_name(name)
@@ -82,9 +86,7 @@ def join(
     transport = MqttTransport(url, client_id=f"join-{secrets.token_hex(8)}", ca=ca)
     csr = make_request(tls_key, name)
     answer = asyncio.run(join_fleet(transport, parsed, name, target, signer=signer, csr=csr, seconds=seconds))
-    sample_key = b"" if no_samples else answer.sample_key
-    if sample_key:
-        parse_x25519_public(sample_key)
+    sample_key = b"" if no_samples else _sample_key(answer)
     settings = {
         "device": name,
         "fleet": answer.fleet,
@@ -93,28 +95,51 @@ def join(
         **{role: path.name for role, path in files.items()},
         "sample_key": SAMPLE_KEY_FILE if sample_key else None,
     }
+    public = {
+        files["broker_certificate"]: answer.certificate,
+        files["broker_ca"]: answer.ca,
+        folder / ROOT_FILE: answer.root,
+        **({folder / SAMPLE_KEY_FILE: sample_key} if sample_key else {}),
+        folder / SETTINGS_FILE: settings_toml(settings).encode(),
+    }
+    _write(folder, (files["broker_key"], private_pem(tls_key)), public)
+    note(f"{name} is enrolled in fleet {answer.fleet}; its private keys are in {folder} and stay on this device")
+    if sample_key:
+        note(f"the operator can ask it for samples: {SAMPLE_KEY_FILE}, named by sample_key in {SETTINGS_FILE}")
+    note(f"run: edgekit-agent run --config {folder / SETTINGS_FILE}")
+
+
+def _sample_key(answer: ClaimAnswer) -> bytes:
+    """The operator's key for samples, PEM; empty where there is none. Raises DataError for another kind of key."""
+    from edgekit.sealing.class_keys import parse_x25519_public
+
+    if answer.sample_key:
+        try:
+            parse_x25519_public(answer.sample_key)
+        except DataError as error:
+            raise DataError(
+                f"the key for samples that the controller sent cannot be used: {error}",
+                advice="Join with --no-samples, or correct sample_key in the controller's edgekit.toml.",
+            ) from error
+    return answer.sample_key
+
+
+def _write(folder: Path, private: tuple[Path, bytes], public: Mapping[Path, bytes]) -> None:
+    """Write a secret and other files; where one fails, none stays. Raises DiskError."""
+    from edgekit.trust.keys import write_secret
+
     written: list[Path] = []
     with contextlib.ExitStack() as unfinished:
         unfinished.callback(_remove, written)
         try:
-            write_secret(files["broker_key"], private_pem(tls_key))
-            written.append(files["broker_key"])
-            for path, data in (
-                (files["broker_certificate"], answer.certificate),
-                (files["broker_ca"], answer.ca),
-                (folder / ROOT_FILE, answer.root),
-                *([(folder / SAMPLE_KEY_FILE, sample_key)] if sample_key else []),
-                (folder / SETTINGS_FILE, settings_toml(settings).encode()),
-            ):
+            write_secret(*private)
+            written.append(private[0])
+            for path, data in public.items():
                 written.append(path)
                 path.write_bytes(data)
         except OSError as error:
             raise DiskError(f"{folder} cannot be written: {error.strerror or error}") from error
         unfinished.pop_all()
-    note(f"{name} is enrolled in fleet {answer.fleet}; its private keys are in {folder} and stay on this device")
-    if sample_key:
-        note(f"the operator can ask it for samples: {SAMPLE_KEY_FILE}, named by sample_key in {SETTINGS_FILE}")
-    note(f"run: edgekit-agent run --config {folder / SETTINGS_FILE}")
 
 
 def _remove(written: list[Path]) -> None:
