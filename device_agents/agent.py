@@ -18,6 +18,7 @@ from device_agents.control.crash_events import watch_crashes
 from device_agents.control.events import EventSender
 from device_agents.control.link import ControlLink
 from device_agents.control.memory_events import watch_growth
+from device_agents.control.metadata import MetadataSource
 from device_agents.control.numbers import NumberFollower
 from device_agents.control.renewal import CertificateParts, CertificateRenewal
 from device_agents.control.reports import ReportBuilder
@@ -43,7 +44,10 @@ from device_agents.update.runner import Updater
 from device_agents.update.runtime_evidence import RuntimeEvidence
 from edgekit.bundle.manifest import NAME_PATTERN
 from edgekit.errors import TransportError, VerificationError
+from edgekit.transfer.newer_metadata import hinted_models
 from edgekit.trust.assignment import Assignment, Entry
+from edgekit.trust.client import TIME
+from edgekit.trust.state import publisher_role
 
 
 class Agent:
@@ -74,6 +78,7 @@ class Agent:
             device=options.device,
             metadata_timeout_seconds=options.timings.metadata_timeout_seconds,
         )
+        self._metadata = MetadataSource(self._requests, self._known_metadata)
         self._trust = parts.trust(self._fetch_metadata)
         self._condition = ConditionWatch(parts.condition, lambda: self._link.changed())
         self._link = self._make_link()
@@ -386,13 +391,18 @@ class Agent:
         """One metadata file, fetched by the event loop's connection; the trust client calls this in a thread."""
         if self._loop is None:
             raise TransportError("the agent has not begun to connect")
-        return asyncio.run_coroutine_threadsafe(self._requests.metadata(name), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(self._metadata.file(name), self._loop).result()
+
+    def _known_metadata(self) -> dict[str, int]:
+        known = {**self._journal.record.metadata, **self._trust.held}
+        return {role: version for role, version in known.items() if role != TIME}
 
     async def _director_key(self) -> Key:
         async with self._effects.trust_lock:
             return await in_thread(self._trust.director_key)
 
     async def _verify(self, payload: bytes) -> Assignment:
+        self._metadata.need(map(publisher_role, hinted_models(payload)))
         await self._effects.refresh()
         async with self._effects.trust_lock:
             assignment = await in_thread(

@@ -100,6 +100,11 @@ class Trust(Protocol):
         """Trusted versions by role."""
         ...
 
+    @property
+    def held(self) -> dict[str, int]:
+        """Versions by role that were verified last, those of publishers included."""
+        ...
+
     def find_target(self, path: str) -> TargetFile | None:
         """The catalogue's entry for a target; None when it has none."""
         ...

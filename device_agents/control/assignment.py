@@ -62,7 +62,9 @@ class AssignmentFollower:
         self._clock, self._retry_seconds = clock, retry_seconds
         self.held: dict[str, Waiting] = {}
         self._accepted: Assignment | None = None  # verified, and not followed yet
+        self._payload = b""  # of the last one that was verified
         self._turn = Turn()
+        self._followed: tuple[bytes, Assignment] | None = None  # the last payload that was followed
         self._last_event = (b"", "")  # payload and class name of the error
 
     async def run(self) -> None:
@@ -78,7 +80,12 @@ class AssignmentFollower:
                 delay = min(most, delay * 2)
 
     async def _accept(self, payload: bytes) -> bool:
-        """Verify the assignment in `payload`; True when that failed and should be tried again."""
+        """Verify the assignment in `payload`; True when that failed and should be tried again.
+
+        The one that was followed before comes again after each connect. Where all of it runs, there is nothing to do.
+        """
+        if self._followed is not None and self._followed[0] == payload and not self._changes(self._followed[1]):
+            return False
         try:
             assignment = await self._verify(payload)
         except EdgekitError as error:
@@ -92,7 +99,7 @@ class AssignmentFollower:
                 self._events.send(kind, "", type(error).__name__, str(error))
             return not refused or isinstance(error, ExpiredError)
         self._withdraw(assignment)
-        self._accepted = assignment
+        self._accepted, self._payload = assignment, payload
         return False
 
     async def _newer_or_turn(self) -> None:
@@ -115,6 +122,7 @@ class AssignmentFollower:
             return
         await self._wait_for_turn(assignment)
         self._accepted, self._turn, self.held = None, Turn(), {}
+        self._followed = (self._payload, assignment)
         self._follow(assignment)
         self._link.changed()
 

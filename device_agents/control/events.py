@@ -47,8 +47,10 @@ class EventSender:
         if isinstance(event, Uninstalled):
             version = before.active.version if before.active else ""
             self.send("uninstalled", model, "", f"{version or 'nothing'} ran here before", {"version": version})
-        if after != before or isinstance(event, Shadowed):
+        if isinstance(event, Shadowed) or _matters(before) != _matters(after):
             self._link.changed()
+        elif after != before:
+            self._link.changed_a_step()
 
     def send_load(self, kind: str, model: str, seconds: float) -> None:
         """Send an event about a long load, such as the building of a TensorRT engine."""
@@ -84,3 +86,8 @@ class EventSender:
         log.warning("%s", message)
         kind = "model-grown" if grown.model else "agent-grown"
         self.send(kind, grown.model, "", message, {"bytes": grown.bytes, "loaded_bytes": grown.loaded_bytes})
+
+
+def _matters(state: UpdateRecord) -> tuple[object, ...]:
+    """What of an update the controller acts on: its outcome, what runs, and why it waits."""
+    return state.outcome, state.active, state.waits, state.is_gone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 MAX_QUEUED_EVENTS = 100
 MAX_COMMANDS = 16
+STEP_SECONDS = 2.0
+HEARTBEAT_SHARE = 0.8, 1.0
 
 
 def presence_will(fleet: str, device: str, session: int) -> Will:
@@ -64,6 +67,7 @@ class ControlLink:
         self._heartbeat_seconds, self._report = heartbeat_seconds, report
         self._queued: deque[tuple[str, bytes]] = deque(maxlen=MAX_QUEUED_EVENTS)  # kind of topic, payload
         self._changed = asyncio.Event()
+        self._step: asyncio.TimerHandle | None = None
         self._birth_sent = False
         self._told_limit = 0
         self._stopping = False
@@ -85,6 +89,7 @@ class ControlLink:
     async def stop(self) -> None:
         """Send the offline presence and disconnect."""
         self._stopping = True
+        self._forget_step()
         if self._transport.connected:
             try:
                 await self._send_presence(False)
@@ -95,6 +100,11 @@ class ControlLink:
     def changed(self) -> None:
         """Send a report soon, because its content has changed."""
         self._changed.set()
+
+    def changed_a_step(self) -> None:
+        """Send a report within STEP_SECONDS, because an update took a step: steps of that time share one report."""
+        if self._step is None:
+            self._step = asyncio.get_running_loop().call_later(STEP_SECONDS, self.changed)
 
     def event(self, event: messages.Event) -> None:
         """Send one event as soon as there is a broker; at most MAX_QUEUED_EVENTS wait, and the oldest are dropped."""
@@ -139,12 +149,19 @@ class ControlLink:
         """Send reports and events until cancelled."""
         while True:
             try:
-                await within(self._heartbeat_seconds, self._changed.wait())
+                # By chance, so that the devices of a fleet do not all report at the same time after a broker's restart.
+                await within(self._heartbeat_seconds * random.uniform(*HEARTBEAT_SHARE), self._changed.wait())
             except asyncio.TimeoutError:
                 log.debug("heartbeat")
             self._changed.clear()
+            self._forget_step()
             if self._transport.connected:
                 await self._send_all()
+
+    def _forget_step(self) -> None:
+        if self._step is not None:
+            self._step.cancel()
+            self._step = None
 
     async def _send_all(self) -> None:
         try:

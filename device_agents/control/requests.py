@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.errors import DataError, NotFoundError, PacketTooLargeError, TransportError, UnavailableError
@@ -24,6 +25,14 @@ CERTIFICATE_SECONDS = 20.0
 MAX_PARTS = 128
 
 Receive = Callable[[messages.Answer | None], None]
+
+
+class MetadataAnswer(NamedTuple):
+    """A metadata file, other files by name, and names of files that the repository does not have."""
+
+    data: bytes
+    files: dict[str, bytes]
+    absent: set[str]
 
 
 class PendingRequest:
@@ -139,7 +148,15 @@ class RequestClient:
         await self._transport.unsubscribe(topics.broadcast(self._fleet, digest))
 
     async def metadata(self, name: str) -> bytes:
-        """One file of the TUF repository.
+        """One file of the TUF repository. Raises as `metadata_with`."""
+        return (await self.metadata_with(name, {})).data
+
+    async def metadata_with(self, name: str, have: Mapping[str, int]) -> MetadataAnswer:
+        """One file of the TUF repository, and newer files of roles.
+
+        Args:
+            name: Name of the file.
+            have: As `MetadataRequest.have`.
 
         Raises:
             NotFoundError: the repository has no such file.
@@ -150,7 +167,7 @@ class RequestClient:
             queue: asyncio.Queue[messages.Answer | None] = asyncio.Queue()
             pending = PendingRequest(self, queue.put_nowait)
             with contextlib.closing(pending), contextlib.suppress(asyncio.TimeoutError):
-                request = messages.MetadataRequest(pending.new_id(), name)
+                request = messages.MetadataRequest(pending.new_id(), name, dict(have))
                 topic = topics.request(self._fleet, "metadata", self._device)
                 await self._transport.publish(topic, messages.encode(request), qos=1, expiry_seconds=30)
                 return await self._collect(queue, name)
@@ -184,8 +201,10 @@ class RequestClient:
         check_answer(answer, "certificate")
         return answer.data
 
-    async def _collect(self, queue: asyncio.Queue[messages.Answer | None], name: str) -> bytes:
+    async def _collect(self, queue: asyncio.Queue[messages.Answer | None], name: str) -> MetadataAnswer:
         parts: dict[int, bytes] = {}
+        files: dict[str, bytes] = {}
+        absent: set[str] = set()
         while True:
             answer = await within(self._metadata_timeout_seconds, queue.get())
             if answer is None:
@@ -194,8 +213,10 @@ class RequestClient:
             if not 1 <= answer.total <= MAX_PARTS or not 0 <= answer.index < answer.total:
                 raise DataError(f"part {answer.index} of {answer.total} of {name}: expected at most {MAX_PARTS} parts")
             parts[answer.index] = answer.data
+            files.update(answer.files)
+            absent.update(answer.absent)
             if len(parts) == answer.total:
-                return b"".join(parts[index] for index in sorted(parts))
+                return MetadataAnswer(b"".join(parts[index] for index in sorted(parts)), files, absent)
 
     def _on_answer(self, message: Message) -> None:
         try:

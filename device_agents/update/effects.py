@@ -68,6 +68,7 @@ log = logging.getLogger(__name__)
 
 INCOMING = "incoming"
 WATCH_SECONDS = 0.5
+FRESH_SECONDS = 5.0  # so long after a refresh, a target that the catalogue has needs no other one
 _TEMPORARY = (UnavailableError, ExpiredError)  # the controller renews expired metadata
 # Kinds of UnavailableError that another attempt does not solve.
 _PERMANENT = (DiskError, MissingExtraError, PacketTooLargeError)
@@ -130,6 +131,7 @@ class Effects:
         self._conditions, self._live = conditions, live
         self._activated: dict[str, dict[str, float]] = {}  # model -> its counters at the activation
         self._fetched: dict[str, int] = {}  # model -> bytes that the present attempt has fetched
+        self._refreshed = float("-inf")  # monotonic seconds of the last refresh
         self.trust_lock = asyncio.Lock()
         self.transfers: Counter[str] = fetcher.counters
         self.unexpected_errors = 0
@@ -234,7 +236,15 @@ class Effects:
         await in_thread(save_offers, self._disk, _incoming(deployment), offers)
 
     async def find_target(self, path: str) -> TargetFile | None:
-        """The entry of the fresh catalogue for a path; None if there is none. Raises as `TrustClient.refresh`."""
+        """The entry of the fresh catalogue for a path; None if there is none. Raises as `TrustClient.refresh`.
+
+        The assignment that names the path was verified with a refresh of its own, often just now: that one counts.
+        """
+        if self._clock.monotonic() - self._refreshed < FRESH_SECONDS:
+            async with self.trust_lock:
+                found = await in_thread(self._trust.find_target, path)
+            if found is not None:
+                return found
         await self.refresh()
         async with self.trust_lock:
             return await in_thread(self._trust.find_target, path)
@@ -245,7 +255,9 @@ class Effects:
     async def refresh(self) -> None:
         """Fetch newer trusted metadata, and note its versions in the journal. Raises as `TrustClient.refresh`."""
         async with self.trust_lock:
+            self._refreshed = float("-inf")
             await in_thread(self._trust.refresh, self._clock.wall(), self._journal.record.metadata)
+            self._refreshed = self._clock.monotonic()
             await in_thread(self._journal.note_metadata, self._trust.versions)
 
     def _check(self, manifest: Manifest, deployment: Deployment, evidence: tuple[Evidence, ...]) -> None:

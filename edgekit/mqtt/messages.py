@@ -53,10 +53,18 @@ class BlocksRequest(msgspec.Struct, frozen=True):
 
 
 class MetadataRequest(msgspec.Struct, frozen=True):
-    """``request/metadata/<id>``: a request for a file of the TUF repository, for example ``timestamp.json``."""
+    """``request/metadata/<id>``: a request for a file of the TUF repository, for example ``timestamp.json``.
+
+    Attributes:
+        id: Id of the request.
+        name: Name of the file.
+        have: Versions by role that the device has, 0 for a role that it needs and does not have: with the timestamp,
+            the answer brings newer files of these roles. Empty from a device that needs one file.
+    """
 
     id: str
     name: str
+    have: dict[str, int] = {}
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
@@ -80,6 +88,8 @@ class Answer(msgspec.Struct, frozen=True):
         urls: URLs that serve ranges of the blob over HTTP. They are unsigned hints, and no block comes with them.
         wave: With ``busy``: the blob's blocks will be broadcast on ``wave/<digest>``; request the rest afterwards.
         part: Which part of the block it has, where it has not the whole one.
+        files: With the timestamp: newer files of roles that the request names, as far as they fit one message.
+        absent: With the timestamp: the next version of the root, where there is none.
     """
 
     id: str
@@ -92,6 +102,8 @@ class Answer(msgspec.Struct, frozen=True):
     wave: bool = False
     urls: tuple[str, ...] = ()
     part: Part | msgspec.UnsetType = msgspec.UNSET
+    files: dict[str, bytes] = {}
+    absent: tuple[str, ...] = ()
 
 
 class BroadcastBlocks(msgspec.Struct, frozen=True):

@@ -69,6 +69,7 @@ class TrustClient:
         self._root = root
         self._fetcher = _Fetcher(fetch)
         self._updater: Updater | None = None
+        self._held: dict[str, int] = {}
 
     def refresh(self, now: float | None = None, seen: Mapping[str, int] | None = None) -> None:
         """Fetch and verify root, timestamp, snapshot and the top-level targets.
@@ -103,6 +104,12 @@ class TrustClient:
             raise DowngradeError("the registry offers older metadata than before: " + ", ".join(older))
         _check_clock(now, max(EARLIEST, seen.get(TIME, 0)), versions[TIME])
         self._updater = updater
+        self._note_held()
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Versions by role that were verified last, those of publishers included; nothing is trusted because of it."""
+        return dict(self._held)
 
     @property
     def versions(self) -> dict[str, int]:
@@ -115,7 +122,9 @@ class TrustClient:
         Raises as `refresh`.
         """
         with _mapped():
-            return self._refreshed().get_targetinfo(path)
+            found = self._refreshed().get_targetinfo(path)
+        self._note_held()
+        return found
 
     def catalogue(self, model: str | None = None) -> dict[str, TargetFile]:
         """All targets of one model, or of all models, by path. Fetches one file for each model.
@@ -155,6 +164,10 @@ class TrustClient:
             return top.get_key(keyid)
         except ValueError as error:
             raise VerificationError("the trusted metadata does not name exactly one director key") from error
+
+    def _note_held(self) -> None:
+        trusted = self._refreshed()._trusted_set._trusted_set  # the public iterator gives no names of roles
+        self._held.update((role, signed.version) for role, signed in trusted.items())
 
     def _keys_changed(self, updater: Updater, version: int) -> bool:
         """True if timestamp or snapshot have other keys now than in root `version`."""
