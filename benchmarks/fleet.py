@@ -6,7 +6,7 @@ controller are killed once on the way and started again; afterwards the broker i
 are counted. With the largest size, telemetry is sent at once to the controller and to a bare paho subscriber.
 
     python -m benchmarks fleet               all sizes
-    python -m benchmarks fleet -- 100 300    these
+    python -m benchmarks fleet -- 100 300    these; a second run goes on after the sizes that the first one has measured
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,10 +22,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
+import msgspec
 
 from benchmarks.fleet_parts import broker_counts, count_lost, telemetry_cpu
 from benchmarks.processes import cpu_of, peak_mib_of, pids_of
 from benchmarks.results import Figure, publish
+from edgekit.cli.common.numbers import Whole
 from edgekit.cli.main import edgekit
 from edgekit.demo.processes import Processes
 from edgekit.rollout.values import Rollout, RolloutState
@@ -40,6 +43,7 @@ PROBATION_SECONDS = 5
 TARGET = "raspberry-pi-4"
 IDLE_SECONDS = 20.0
 ROLLOUT_SECONDS = 3600.0
+KEPT = Path(".bench") / "fleet"
 PARTS = ("broker", "controller", "devices")
 
 
@@ -121,26 +125,61 @@ class Site:
 
 def main(arguments: Sequence[str] = ()) -> None:
     """Run the benchmark for all sizes and write ``fleet.json``; for those in `arguments`, a file with their names."""
-    sizes = tuple(map(int, arguments)) or SIZES
-    killed_at = KILLED_AT if KILLED_AT in sizes else max(sizes)
+    _command.main(list(arguments), "python -m benchmarks fleet --", standalone_mode=False)
+
+
+@click.command()
+@click.argument("sizes", nargs=-1, type=Whole(min=1))
+@click.option("--again", is_flag=True, help="Measure every size, also those that this commit has measured.")
+def _command(sizes: tuple[int, ...], again: bool) -> None:
+    """Measure fleets of these SIZES (default: 100, 1000 and 3000 devices).
+
+    What was measured for a size is kept under .bench/fleet/, so that a run that ended early goes on with the next one.
+    """
+    chosen = sizes or SIZES
+    killed_at = KILLED_AT if KILLED_AT in chosen else max(chosen)
     figures: list[Figure] = []
     per_device: dict[int, float] = {}
-    for devices in sizes:
-        with tempfile.TemporaryDirectory(prefix="edgekit-bench-fleet-") as name:
-            site = Site(Path(name), devices)
-            with site.running() as state:
-                found, per_device[devices] = _measure(site, state, kill=devices == killed_at)
-                figures += found
-                if devices == killed_at:
-                    figures += broker_counts(site.url, site.kill, devices)
-                if devices == max(sizes):
-                    figures.append(telemetry_cpu(site.folder, site.url, state, devices, site.processes))
+    for devices in chosen:
+        kept = KEPT / f"{_commit()}-{devices}-{killed_at}-{max(chosen)}.json"
+        if again or not kept.exists():
+            found = _one_size(devices, kill=devices == killed_at, telemetry=devices == max(chosen))
+            KEPT.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(msgspec.json.encode(found))
+        read = msgspec.json.decode(kept.read_bytes(), type=_OneSize)
+        figures += read.figures
+        per_device[devices] = read.controller_seconds
     if len(per_device) > 1:
         few, many = min(per_device), max(per_device)
         note = f"{per_device[many] * 1e3:.1f} ms over {per_device[few] * 1e3:.1f} ms for each device and update"
         ratio = per_device[many] / per_device[few]
         figures.append(Figure(f"controller CPU a device, {many} over {few} devices", ratio, "times", 1.2, note=note))
-    publish("-".join(["fleet", *arguments]), figures)
+    publish("-".join(["fleet", *map(str, sizes)]), figures)
+
+
+class _OneSize(msgspec.Struct):
+    """The figures of one size, and the controller's CPU seconds for each device and update."""
+
+    figures: list[Figure]
+    controller_seconds: float
+
+
+def _one_size(devices: int, *, kill: bool, telemetry: bool) -> _OneSize:
+    with tempfile.TemporaryDirectory(prefix="edgekit-bench-fleet-") as name:
+        site = Site(Path(name), devices)
+        with site.running() as state:
+            figures, seconds = _measure(site, state, kill=kill)
+            if kill:
+                figures += broker_counts(site.url, site.kill, devices)
+            if telemetry:
+                figures.append(telemetry_cpu(site.folder, site.url, state, devices, site.processes))
+            return _OneSize(figures, seconds)
+
+
+def _commit() -> str:
+    """The commit that is measured; with changes that are not committed, none that was measured before."""
+    words = ["git", "describe", "--always", f"--dirty=-changed-{time.time_ns()}"]
+    return subprocess.run(words, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _measure(site: Site, state: FleetState, *, kill: bool) -> tuple[list[Figure], float]:

@@ -82,9 +82,10 @@ class AssignmentFollower:
     async def _accept(self, payload: bytes) -> bool:
         """Verify the assignment in `payload`; True when that failed and should be tried again.
 
-        The one that was followed before comes again after each connect. Where all of it runs, there is nothing to do.
+        The one that was followed last comes again after each connect. Where all of it runs or is under way, there is
+        nothing to do.
         """
-        if self._followed is not None and self._followed[0] == payload and not self._changes(self._followed[1]):
+        if self._followed is not None and self._followed[0] == payload and self._is_under_way(self._followed[1]):
             return False
         try:
             assignment = await self._verify(payload)
@@ -138,6 +139,14 @@ class AssignmentFollower:
             self._hold(wanted if hints.paused else {}, assignment.version)
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(left, self._link.hints_changed.wait())
+
+    def _is_under_way(self, assignment: Assignment) -> bool:
+        states = self._states()
+        for name, digest in self._changes(assignment).items():
+            targets = (states[name].deployment, states[name].offered) if name in states else ()
+            if not digest or digest not in {target.digest for target in targets if target is not None}:
+                return False
+        return True
 
     def _changes(self, assignment: Assignment) -> dict[str, str]:
         """Digests of the bundles that the device does not run, by model; empty for a model that is to be removed."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from device_agents.control.requests import RequestClient
 from edgekit.errors import NotFoundError
-from edgekit.transfer.newer_metadata import MAX_ROLES, ROOT, TIMESTAMP
+from edgekit.transfer.newer_metadata import MAX_ROLES, ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 
 _NEXT_ROOT = re.compile(r"([1-9]\d{0,8})\.root\.json")
 
@@ -55,7 +55,7 @@ class MetadataSource:
     async def _fetch(self, root: int) -> None:
         self._files, self._absent = {}, set()
         known = {role: version for role, version in self._known().items() if 0 <= version < 2**31}
-        have = {**self._needed, **known, ROOT: root}
+        have = {**self._needed, TARGETS: 0, SNAPSHOT: 0, **known, ROOT: root}
         answer = await self._requests.metadata_with(f"{TIMESTAMP}.json", dict(list(have.items())[-MAX_ROLES:]))
         self._needed = {}
         self._files, self._absent = {**answer.files, f"{TIMESTAMP}.json": answer.data}, answer.absent

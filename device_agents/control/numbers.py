@@ -75,6 +75,7 @@ class NumberFollower:
     def start(self) -> None:
         """Read this device's own report after each connect."""
         self._transport.on_connection(self._on_connection)
+        self._put(self._read_report, b"")
 
     def on_unasked(self, answer: messages.Answer) -> None:
         """Take an answer of the controller that no request asked for: this device's own report, or a notice."""
@@ -95,8 +96,8 @@ class NumberFollower:
 
     def _on_connection(self, connected: bool) -> None:
         if not connected:
+            self._put(self._read_report, b"")  # made with the other subscriptions of the next connection
             return
-        self._put(self._read_report, b"")
         if self._transport.takeovers > self._takeovers:
             self._takeovers = self._transport.takeovers
             self._tell_taken("the broker says that another client connected under it")

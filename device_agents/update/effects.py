@@ -240,14 +240,13 @@ class Effects:
 
         The assignment that names the path was verified with a refresh of its own, often just now: that one counts.
         """
-        if self._clock.monotonic() - self._refreshed < FRESH_SECONDS:
-            async with self.trust_lock:
-                found = await in_thread(self._trust.find_target, path)
-            if found is not None:
-                return found
-        await self.refresh()
         async with self.trust_lock:
-            return await in_thread(self._trust.find_target, path)
+            fresh = self._clock.monotonic() - self._refreshed < FRESH_SECONDS
+            found = await in_thread(self._trust.find_target, path) if fresh else None
+            if found is None:
+                await self._refresh()
+                found = await in_thread(self._trust.find_target, path)
+            return found
 
     def _note_fetched(self, model: str, size: int) -> None:
         self._fetched[model] = self._fetched.get(model, 0) + size
@@ -255,10 +254,13 @@ class Effects:
     async def refresh(self) -> None:
         """Fetch newer trusted metadata, and note its versions in the journal. Raises as `TrustClient.refresh`."""
         async with self.trust_lock:
-            self._refreshed = float("-inf")
-            await in_thread(self._trust.refresh, self._clock.wall(), self._journal.record.metadata)
-            self._refreshed = self._clock.monotonic()
-            await in_thread(self._journal.note_metadata, self._trust.versions)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        self._refreshed = float("-inf")
+        await in_thread(self._trust.refresh, self._clock.wall(), self._journal.record.metadata)
+        self._refreshed = self._clock.monotonic()
+        await in_thread(self._journal.note_metadata, self._trust.versions)
 
     def _check(self, manifest: Manifest, deployment: Deployment, evidence: tuple[Evidence, ...]) -> None:
         found = (manifest.name, manifest.target, manifest.version)

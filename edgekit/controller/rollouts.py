@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,16 +28,18 @@ log = logging.getLogger(__name__)
 
 FULL_SURVEY_SECONDS = 30.0
 GATED_SECONDS = 5.0  # with gates every report is a change; each survey reads the whole rollout
+AGAIN_SECONDS = 30.0
 OVERLAP_SECONDS = 10.0  # a report gets its time stamp before its transaction is committed
 MISSING_TARGETS_SECONDS = 60.0
 PUBLISH_AT_ONCE = 32
+SIGN_AT_ONCE = 64  # in one transaction
 
 
 class _LastSurvey(msgspec.Struct):
     """The last survey of a rollout.
 
     Attributes:
-        revision: Revision of the rollout before it.
+        revision: Revision of the rollout after it.
         change: Time of the fleet's latest change then.
         at, full, targets: Times of the last survey, of the last full one, and of the last check for missing bundles.
         state: State of the rollout after it.
@@ -61,6 +63,7 @@ class RolloutService:
         director: Signs assignments.
         leading: False as soon as another controller signs and publishes.
         assignment_seconds: Lifetime of an assignment; it is renewed after two thirds of it.
+        tick_seconds: Time between two rounds.
     """
 
     def __init__(
@@ -73,11 +76,13 @@ class RolloutService:
         clock: Clock,
         director: CryptoSigner,
         assignment_seconds: float,
+        tick_seconds: float,
         leading: Callable[[], bool] = lambda: True,
     ) -> None:
         self._fleet = fleet
         self._transport = transport
         self._state = state
+        self._tick_seconds = tick_seconds
         self._reader = reader
         self._clock = clock
         self._director = director
@@ -86,11 +91,15 @@ class RolloutService:
         self._surveys: dict[int, _LastSurvey] = {}
         self._watched = (-1.0, 0.0)  # the fleet's latest change at the last look at ended rollouts, and its time
         self._publish_all = True
+        self._again: list[str] = []  # devices whose assignments are to be published again
+        self._again_at_once = PUBLISH_AT_ONCE
         self._signers_checked = False
         self._signed = False  # since the last publication
 
     def connection_changed(self, connected: bool) -> None:
         """Publish all assignments again after a reconnect, because the broker may have lost its retained messages.
+
+        Changed ones come first. The others follow within AGAIN_SECONDS: their devices run already what they name.
 
         Also when this controller begins to lead: the leader before may have published an older version last.
         """
@@ -123,34 +132,47 @@ class RolloutService:
         Raises:
             TransportError: the broker cannot be reached; the next call repeats the work.
         """
-        everything, self._publish_all = self._publish_all, False
-        if not (everything or self._signed or work.unpublished):
-            return
-        try:
+        changed: list[StoredAssignment] = []
+        if self._signed or work.unpublished:
             self._signed = False
-            table = self._state.assignments
-            stored = await asyncio.to_thread(table.all if everything else table.unpublished)
-            for at in range(0, len(stored), PUBLISH_AT_ONCE):
-                if not self._leading():
-                    return
-                await asyncio.gather(*map(self._publish_one, stored[at : at + PUBLISH_AT_ONCE]))
-        except EdgekitError:
-            self._publish_all, self._signed = self._publish_all or everything, True
-            raise
+            try:
+                changed = await asyncio.to_thread(self._state.assignments.unpublished)
+                await self._publish_some(changed)
+            except EdgekitError:
+                self._signed = True
+                raise
+        if self._publish_all:
+            self._publish_all = False
+            try:
+                names = await asyncio.to_thread(self._state.assignments.names)
+            except EdgekitError:
+                self._publish_all = True
+                raise
+            self._again = sorted(set(names) - {one.device for one in changed})
+            share = math.ceil(len(names) * self._tick_seconds / AGAIN_SECONDS)
+            self._again_at_once = max(PUBLISH_AT_ONCE, share)
+        if self._again:
+            names = self._again[: self._again_at_once]
+            await self._publish_some(await asyncio.to_thread(self._state.assignments.all, names))
+            del self._again[: len(names)]
 
-    async def _publish_one(self, stored: StoredAssignment) -> None:
-        if stored.payload is None:
-            return
-        topic = topics.device(self._fleet, stored.device, "desired")
+    async def _publish_some(self, stored: Sequence[StoredAssignment]) -> None:
+        for at in range(0, len(stored), PUBLISH_AT_ONCE):
+            if not self._leading():
+                return
+            some = [one for one in stored[at : at + PUBLISH_AT_ONCE] if one.payload is not None]
+            await asyncio.gather(*(self._publish_one(one.device, one.payload or b"") for one in some))
+            published = [(one.device, one.version) for one in some if one.published != one.version]
+            await asyncio.to_thread(self._state.assignments.published_all, published)
+
+    async def _publish_one(self, device: str, payload: bytes) -> None:
         try:
-            await self._transport.publish(topic, stored.payload, qos=1, retain=True)
+            await self._transport.publish(topics.device(self._fleet, device, "desired"), payload, qos=1, retain=True)
         except PacketTooLargeError as error:  # tried again after the next connect, when the broker may accept more
-            log.error("the assignment of %s cannot be sent: %s", stored.device, error)
+            log.error("the assignment of %s cannot be sent: %s", device, error)
             now = self._clock.wall()
-            event = Event(stored.device, "assignment-too-large", now, error=type(error).__name__, message=str(error))
+            event = Event(device, "assignment-too-large", now, error=type(error).__name__, message=str(error))
             await asyncio.to_thread(self._state.devices.add_event, event, now)
-        if stored.published != stored.version:
-            await asyncio.to_thread(self._state.assignments.published, stored.device, stored.version)
 
     def _work(self, work: Work, changed: bool) -> None:
         if changed:
@@ -188,14 +210,15 @@ class RolloutService:
             return
         if not full and not due and last.change == change:
             return
-        rollout = self._state.rollouts.survey(active.id, now, 0.0 if full else last.at - OVERLAP_SECONDS)
+        since = 0.0 if full else last.at - OVERLAP_SECONDS
+        rollout, changed = self._state.rollouts.survey_changes(active.id, now, since)
         if last.state != rollout.state.value:
             text = f"{rollout.state.value} {rollout.reason}".rstrip()
             if rollout.fault:
                 log.warning("rollout %d cannot be read and waits for an abort: %s", rollout.id, rollout.fault)
             log.info("rollout %d of %s %s: %s", rollout.id, rollout.model, rollout.version, text)
         self._surveys[active.id] = _LastSurvey(
-            revision=active.revision,
+            revision=active.revision + changed,  # another one means that somebody else has changed the rollout
             change=change,
             at=now,
             full=now if full else last.full,
@@ -227,23 +250,29 @@ class RolloutService:
         if not self._signers_checked:  # the director's key may have changed since they were signed
             self._state.assignments.renew_other_signers(self._director.public_key.keyid)
             self._signers_checked = True
-        for stored in self._state.assignments.unsigned(self.renew_before):
+        unsigned = self._state.assignments.unsigned(self.renew_before)
+        for at in range(0, len(unsigned), SIGN_AT_ONCE):
             if not self._leading():
                 return
-            version: int | None = stored.version
-            if stored.payload is not None:
-                version = self._state.assignments.renew(stored.device, stored.version)
-            if version is None:
-                continue
-            expires = float(math.floor(now + self._lifetime))
-            assignment = Assignment(
-                device=stored.device,
-                fleet=self._fleet,
-                version=version,
-                expires=expires,
-                entries=stored.entries,
-                uninstall=stored.uninstall,
-            )
-            payload = sign_assignment(assignment, self._director)
-            self._state.assignments.signed(stored.device, version, payload, expires)
+            with self._state.together():
+                for stored in unsigned[at : at + SIGN_AT_ONCE]:
+                    self._sign_one(stored, now)
             self._signed = True
+
+    def _sign_one(self, stored: StoredAssignment, now: float) -> None:
+        version: int | None = stored.version
+        if stored.payload is not None:
+            version = self._state.assignments.renew(stored.device, stored.version)
+        if version is None:
+            return
+        expires = float(math.floor(now + self._lifetime))
+        assignment = Assignment(
+            device=stored.device,
+            fleet=self._fleet,
+            version=version,
+            expires=expires,
+            entries=stored.entries,
+            uninstall=stored.uninstall,
+        )
+        payload = sign_assignment(assignment, self._director)
+        self._state.assignments.signed(stored.device, version, payload, expires)

@@ -152,6 +152,7 @@ class Controller:
             director=director,
             leading=self._leads,
             assignment_seconds=options.assignment_days * 86_400.0,
+            tick_seconds=options.tick_seconds,
         )
         self.standing = StandingService(state=state, reader=reader, clock=clock)
         self.webhooks = WebhookService(state=state, clock=clock, post=post, leading=self._leads)

@@ -242,9 +242,9 @@ class MqttTransport:
     async def _run(self) -> None:
         failures = 0
         while True:
+            lasted = None
             try:
-                if await self._attempt():
-                    failures = 0
+                lasted = await self._attempt()
             except Exception as error:
                 # After any error (no thread left, a bug), a device must stay reachable: the next attempt starts with a
                 # new link. The error is counted and logged.
@@ -256,23 +256,28 @@ class MqttTransport:
                 self._set_connected(False)
             self._link = None
             options = self._options
-            await asyncio.sleep(backoff(failures, options.backoff_seconds, options.backoff_cap_seconds, self._luck()))
+            if lasted is not None and lasted >= options.stable_seconds:
+                failures = 0
+            wait = backoff(failures, options.backoff_seconds, options.backoff_cap_seconds, self._luck())
+            if lasted is not None:
+                wait = max(wait, options.spread_seconds * self._luck())
+            await asyncio.sleep(wait)
             failures += 1
 
-    async def _attempt(self) -> bool:
-        """Connect and stay connected; True where the connection was stable."""
+    async def _attempt(self) -> float | None:
+        """Connect and stay connected; the seconds that the connection lasted, None where there was none."""
         try:
             link = await self._open()
         except TransportError as error:
             self._last_failure = str(error)
             log.info("cannot reach broker %s: %s", self.address, error)
-            return False
+            return None
         since = self._clock.monotonic()
         await self._serve(link)
         self.takeovers += link.taken_over
         self._last_failure = link.closed.result()
         log.warning("lost broker %s: %s", self.address, self._last_failure)
-        return self._clock.monotonic() - since >= self._options.stable_seconds
+        return self._clock.monotonic() - since
 
     async def _open(self) -> Link:
         """Connect with the version that worked last (5 at first), else with the other one."""

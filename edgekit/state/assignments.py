@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Sequence
 
 import msgspec
 import sqlalchemy as sa
@@ -19,6 +20,14 @@ _ENTRIES = msgspec.json.Decoder(dict[str, Entry])
 _NAMES = msgspec.json.Decoder(tuple[str, ...])
 
 log = logging.getLogger(__name__)
+
+# Built at import: building a statement takes longer than running it.
+_PUBLISHED = (
+    assignments.update()
+    .where(assignments.c.fleet == sa.bindparam("of_fleet"), assignments.c.device == sa.bindparam("of_device"))
+    .where(assignments.c.version == sa.bindparam("has"))
+    .values(published=sa.bindparam("has"))
+)
 
 
 class StoredAssignment(msgspec.Struct, frozen=True):
@@ -53,11 +62,6 @@ class AssignmentTable(FleetTable):
         with self._reading() as connection:
             row = connection.execute(self._query().where(assignments.c.device == device)).mappings().first()
         return _read(row) if row is not None else None
-
-    def all(self) -> list[StoredAssignment]:
-        """All assignments of devices that are not in quarantine, by device name."""
-        with self._reading() as connection:
-            return [_read(row) for row in connection.execute(self._given()).mappings()]
 
     def unsigned(self, renew_before: float) -> list[StoredAssignment]:
         """Assignments that must be signed: unsigned ones, and those that expire before `renew_before` (wall clock)."""
@@ -101,8 +105,25 @@ class AssignmentTable(FleetTable):
 
     def published(self, device: str, version: int) -> None:
         """Record that the broker has `version`."""
-        with self._writing() as connection:
-            self._update(connection, device, version, {"published": version})
+        self.published_all([(device, version)])
+
+    def published_all(self, published: Sequence[tuple[str, int]]) -> None:
+        """Record for each device the version that the broker has."""
+        rows = [{"of_fleet": self._fleet, "of_device": device, "has": version} for device, version in published]
+        if rows:
+            with self._writing() as connection:
+                connection.execute(_PUBLISHED, rows)
+
+    def all(self, names: Collection[str] | None = None) -> list[StoredAssignment]:
+        """All assignments, or those of the named devices, by device name; none of a device in quarantine."""
+        query = self._given() if names is None else self._given().where(assignments.c.device.in_(names))
+        with self._reading() as connection:
+            return [_read(row) for row in connection.execute(query).mappings()]
+
+    def names(self) -> list[str]:
+        """The devices with an assignment that are not in quarantine."""
+        with self._reading() as connection:
+            return [row.device for row in connection.execute(self._given().with_only_columns(assignments.c.device))]
 
     def _update(self, connection: sa.Connection, device: str, version: int, values: dict[str, object]) -> None:
         connection.execute(

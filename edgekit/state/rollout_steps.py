@@ -32,7 +32,7 @@ from edgekit.rollout.values import (
     Started,
     Surveyed,
 )
-from edgekit.state._sql import put, to_json
+from edgekit.state._sql import put_all, to_json
 from edgekit.state.assignments import assign, assigned_entries, uninstalled
 from edgekit.state.rollout_rows import entry_of
 from edgekit.state.tables import rollout_devices, rollouts
@@ -158,10 +158,12 @@ def _effects(step: RolloutStep) -> dict[str, list[str]]:
 
 
 def _put_devices(connection: sa.Connection, after: Rollout, before: Rollout) -> None:
-    for name, progress in after.devices.items():
-        if before.devices.get(name) != progress:
-            row = {"state": progress.state.value, "progress": to_json(progress)}
-            put(connection, rollout_devices, {"rollout": after.id, "device": name}, row)
+    rows = [
+        {"rollout": after.id, "device": name, "state": progress.state.value, "progress": to_json(progress)}
+        for name, progress in after.devices.items()
+        if before.devices.get(name) != progress
+    ]
+    put_all(connection, rollout_devices, ("rollout", "device"), rows)
 
 
 def _undecided(number: int) -> sa.ScalarSelect[int]:

@@ -233,11 +233,20 @@ class RolloutTable(FleetTable):
             return self._save(connection, rollout, event, entries, now)
 
     def survey(self, number: int, now: float, since: float = 0.0) -> Rollout:
-        """Survey the cohort's devices that enrolled or reported since `since` (wall clock seconds), and step."""
+        """As `survey_changes`, without saying whether it changed anything."""
+        return self.survey_changes(number, now, since)[0]
+
+    def survey_changes(self, number: int, now: float, since: float = 0.0) -> tuple[Rollout, bool]:
+        """Survey the cohort's devices that enrolled or reported since `since` (wall clock seconds), and step.
+
+        Returns:
+            The rollout, and True where its revision has risen by one.
+        """
         with self._writing() as connection:
             rollout, entries = self._load(connection, number, lock=True)
             statuses = {} if rollout.fault else self._statuses(connection, rollout, entries, now, since)
-            return self._save(connection, rollout, Surveyed(statuses), entries, now)
+            stored = self._save(connection, rollout, Surveyed(statuses), entries, now)
+            return stored, stored is not rollout and stored != rollout
 
     def watch_ended(self, now: float, since: float) -> list[int]:
         """Note what devices of ended rollouts reported since `since` (wall clock seconds): late successes, for example.

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 
 import msgspec
 import pytest
@@ -308,3 +309,44 @@ async def test_a_standby_leaves_requests_to_the_leader_where_the_broker_does_not
         desk.blocks._answers_here = lambda: True
         (answer,) = await desk.ask("blocks", want((3, 3)))
         assert answer.index == 3
+
+
+def listing(**versions):
+    return json.dumps(
+        {"signed": {"meta": {f"{role}.json": {"version": one} for role, one in versions.items()}}}
+    ).encode()
+
+
+async def test_with_the_timestamp_come_the_newer_files_that_a_device_needs(folder):
+    """One answer has all of a refresh; devices that name no versions get the file alone, as before."""
+    async with Desk(folder) as desk:
+        snapshot = listing(targets=3, digits=2, other=9)
+        files = {"timestamp.json": listing(snapshot=8), "8.snapshot.json": snapshot}
+        files |= {name: name.encode() for name in ("2.root.json", "3.root.json", "3.targets.json", "2.digits.json")}
+        for name, data in files.items():
+            desk.store.put(f"metadata/{name}", data)
+        have = {"root": 1, "snapshot": 7, "targets": 3, "digits": 0, "unknown": 0}
+        (answer,) = await desk.ask("metadata", MetadataRequest("m1", "timestamp.json", have))
+        assert answer.data == files["timestamp.json"]
+        expected = {name: files[name] for name in ("2.root.json", "3.root.json", "8.snapshot.json", "2.digits.json")}
+        assert answer.files == expected
+        assert answer.absent == ("4.root.json",)
+        (answer,) = await desk.ask("metadata", MetadataRequest("m2", "timestamp.json"))
+        assert (answer.data, answer.files, answer.absent) == (files["timestamp.json"], {}, ())
+        desk.store.put("metadata/timestamp.json", listing(snapshot=9))  # a change is seen at once
+        desk.store.put("metadata/9.snapshot.json", b"9")
+        (answer,) = await desk.ask("metadata", MetadataRequest("m3", "timestamp.json", {"snapshot": 8, "root": 3}))
+        assert answer.files == {}  # this one is no snapshot: the device requests the file and finds that out
+        assert desk.metadata.failures == 0
+
+
+async def test_what_does_not_fit_one_message_is_left_to_requests(folder):
+    """Also the question for the next root, so that none is passed over."""
+    async with Desk(folder) as desk:
+        desk.store.put("metadata/timestamp.json", listing(snapshot=8))
+        desk.store.put("metadata/8.snapshot.json", listing(targets=1) + b" " * BLOCK_BYTES)
+        (answer,) = await desk.ask("metadata", MetadataRequest("m1", "timestamp.json", {"root": 1, "snapshot": 1}))
+        assert (answer.data, answer.files, answer.absent) == (listing(snapshot=8), {}, ())
+        many = {f"role-{number}": 0 for number in range(101)}
+        (answer,) = await desk.ask("metadata", MetadataRequest("m2", "timestamp.json", many))
+        assert answer.error == "bad-request"

@@ -191,7 +191,7 @@ async def test_garbage_on_every_topic_harms_neither_side(tmp_path):
         assert device.inference.live == {"digits": "1.0.0"}
         assert [one.handler_errors for one in transports] == [0, 0]
         parts = side.controller
-        services = (parts.blocks, parts.metadata, parts.devices, parts.blocks.broadcasts)
+        services = (parts.blocks, parts.metadata, parts.devices.inbox, parts.blocks.broadcasts)
         assert [one.failures for one in services] == [0] * 4
         assert device.agent._counters()["agent.unexpected_errors"] == 0
 
@@ -209,3 +209,16 @@ async def test_sketches_reach_the_roll_up_of_the_hour(tmp_path):
 
 def summary(side):
     return summarise(hour.body.sketches for hour in side.state.telemetry.hours(DEVICE))
+
+
+async def test_an_update_needs_one_request_for_metadata_and_few_reports(tmp_path):
+    """A device in step with a fleet sends little: the controller answers with all newer files at once."""
+    async with fleet_of_one(tmp_path) as (side, _):
+        for version in ("1.0.0", "2.0.0"):
+            side.publish("digits", version, model=version.encode() * 40_000)
+            before = len(side.broker.published)
+            side.start("digits", version)
+            await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
+            said = [one.topic for one in side.broker.published[before:]]
+            assert said.count(topics.request(FLEET, "metadata", DEVICE)) == 1
+            assert said.count(topics.device(FLEET, DEVICE, "reported")) < 8

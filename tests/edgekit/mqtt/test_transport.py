@@ -499,3 +499,18 @@ async def test_a_takeover_is_named_and_counted(broker: ScriptedBroker, make: Cal
     broker.send(b"\xe0\x02\x8e\x00")
     await until(lambda: transport.takeovers == 1)
     assert "another client connected under this name (d1)" in transport._last_failure
+
+
+async def test_clients_of_a_broker_that_restarts_come_back_over_a_time(
+    broker: ScriptedBroker, make: Callable[..., MqttTransport]
+) -> None:
+    """The first attempt after an accepted connection waits its share of the spread, also after a stable minute."""
+    broker.closing = True
+    late = make(clock=LeapingClock(61.0), spread_seconds=3600.0, luck=lambda: 0.9)
+    await late.start()
+    await until(lambda: len(broker.connects) == 1)
+    soon = make(clock=LeapingClock(61.0), spread_seconds=3600.0, luck=lambda: 0.0)
+    await soon.start()
+    await until(lambda: len(broker.connects) >= 6)
+    assert not late.connected
+    assert MqttTransport(broker.url, client_id="d2")._options.spread_seconds == 0.0
