@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from edgekit.bundle.order import version_order
 from edgekit.mqtt.messages import Reported
-from edgekit.state._sql import put, to_json, untrusted_text
+from edgekit.state._sql import put_all, to_json, untrusted_text
 from edgekit.state.tables import MAX_KEY, MAX_VALUE, attributes
 
 LABEL = "label"
@@ -26,7 +26,6 @@ _FEATURES = (
     *("avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "fma", "f16c", "sse4_2"),
 )
 LISTS: Mapping[str, tuple[str, ...]] = {"accelerators": (), "providers": (), "cpu_features": _FEATURES}
-MAX_SINGLE = 4  # up to so many changed rows are written one by one
 
 
 class Attribute(NamedTuple):
@@ -107,27 +106,54 @@ def put_labels(connection: sa.Connection, fleet: str, device: str, labels: Mappi
     _replace(connection, fleet, device, (LABEL,), label_attributes(labels))
 
 
+class ChangedRows:
+    """The rows of reports of one fleet that differ from those in the database, written with few statements.
+
+    Args:
+        fleet: Name of the fleet.
+    """
+
+    def __init__(self, fleet: str) -> None:
+        self._fleet = fleet
+        self._gone: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []
+
+    def replace(self, device: str, after: list[Attribute]) -> None:
+        """Write all rows of a device; what was there before is not known."""
+        self._gone += [{"of_fleet": self._fleet, "of_device": device, "of_kind": kind} for kind in REPORTED]
+        self._add(device, after)
+
+    def update(self, device: str, before: list[Attribute], after: list[Attribute]) -> None:
+        """Write the rows of a device that differ from those `before`, which are in the database."""
+        old, new = {row[:2]: row for row in before}, {row[:2]: row for row in after}
+        if any(key not in new for key in old):
+            self.replace(device, after)
+        else:
+            self._add(device, [row for key, row in new.items() if old.get(key) != row])
+
+    def write(self, connection: sa.Connection) -> None:
+        """Write them inside the caller's transaction."""
+        if self._gone:
+            connection.execute(_GONE, self._gone)
+        put_all(connection, attributes, ("fleet", "device", "kind", "key"), self._rows)
+
+    def _add(self, device: str, rows: list[Attribute]) -> None:
+        self._rows += [{"fleet": self._fleet, "device": device, **row._asdict()} for row in rows]
+
+
+# Built at import: building a statement takes longer than running it.
+_GONE = attributes.delete().where(
+    attributes.c.fleet == sa.bindparam("of_fleet"),
+    attributes.c.device == sa.bindparam("of_device"),
+    attributes.c.kind == sa.bindparam("of_kind"),
+)
+
+
 def put_report(connection: sa.Connection, fleet: str, device: str, rows: list[Attribute]) -> None:
     """Replace the rows of a device's report."""
-    _replace(connection, fleet, device, REPORTED, rows)
-
-
-def update_report(
-    connection: sa.Connection, fleet: str, device: str, before: list[Attribute], after: list[Attribute]
-) -> None:
-    """Write only the rows of a device's report that differ from those `before`, which are in the database."""
-    old, new = {row[:2]: row for row in before}, {row[:2]: row for row in after}
-    gone = [key for key in old if key not in new]
-    changed = [row for key, row in new.items() if old.get(key) != row]
-    if len(gone) + len(changed) > MAX_SINGLE:
-        put_report(connection, fleet, device, after)
-        return
-    mine = sa.and_(attributes.c.fleet == fleet, attributes.c.device == device)
-    for kind, name in gone:
-        connection.execute(attributes.delete().where(mine, attributes.c.kind == kind, attributes.c.key == name))
-    for row in changed:
-        key = {"fleet": fleet, "device": device, "kind": row.kind, "key": row.key}
-        put(connection, attributes, key, {"value": row.value, "sorted": row.sorted, "number": row.number})
+    changed = ChangedRows(fleet)
+    changed.replace(device, rows)
+    changed.write(connection)
 
 
 def _replace(connection: sa.Connection, fleet: str, device: str, kinds: tuple[str, ...], rows: list[Attribute]) -> None:

@@ -388,17 +388,33 @@ def insert_event(
         "sent": event.at,
         **{name: untrusted_text(getattr(event, name), 63) for name in ("device", "kind", "model", "error")},
     }
-    named = ("device", "kind", "model", "sent", "error", "message", "detail")
-    same = [events.c[name] == values[name] for name in named]
     take_turn(connection)  # ids become visible in their order, so that no reader passes one that comes late
-    if connection.execute(sa.select(events.c.id).where(events.c.fleet == fleet, *same).limit(1)).first():
+    if connection.execute(_SAME_EVENT, {f"of_{name}": values[name] for name in _NAMED} | {"of_fleet": fleet}).first():
         return
-    connection.execute(events.insert().values(fleet=fleet, **values))
-    stranger = values["kind"] == UNKNOWN_DEVICE
-    similar = events.c.kind == UNKNOWN_DEVICE if stranger else events.c.device == values["device"]
-    mine = sa.and_(events.c.fleet == fleet, similar)
-    kept = sa.select(events.c.id).where(mine).order_by(events.c.id.desc()).offset(max_events).limit(1)
-    connection.execute(events.delete().where(mine, events.c.id <= kept.scalar_subquery()))
+    connection.execute(_NEW_EVENT, {"fleet": fleet, **values})
+    if values["kind"] == UNKNOWN_DEVICE:
+        connection.execute(_OLD_STRANGERS, {"of_fleet": fleet, "most": max_events})
+    else:
+        connection.execute(_OLD_EVENTS, {"of_fleet": fleet, "of_device": values["device"], "most": max_events})
+
+
+def _old_events(similar: sa.ColumnElement[bool]) -> sa.Delete:
+    mine = sa.and_(events.c.fleet == sa.bindparam("of_fleet"), similar)
+    kept = sa.select(events.c.id).where(mine).order_by(events.c.id.desc()).offset(sa.bindparam("most")).limit(1)
+    return events.delete().where(mine, events.c.id <= kept.scalar_subquery())
+
+
+# Built at import: building a statement takes longer than running it.
+_NAMED = ("device", "kind", "model", "sent", "error", "message", "detail")
+_SAME_EVENT = (
+    sa.select(events.c.id)
+    .where(events.c.fleet == sa.bindparam("of_fleet"))
+    .where(*(events.c[name] == sa.bindparam(f"of_{name}") for name in _NAMED))
+    .limit(1)
+)
+_NEW_EVENT = events.insert()
+_OLD_EVENTS = _old_events(events.c.device == sa.bindparam("of_device"))
+_OLD_STRANGERS = _old_events(events.c.kind == UNKNOWN_DEVICE)
 
 
 def read_report(body: str | None) -> Reported | None:

@@ -11,13 +11,7 @@ from edgekit.bounds import MAX_INTEGER
 from edgekit.errors import DataError
 from edgekit.mqtt.messages import Reported
 from edgekit.state._sql import put_all, untrusted_json
-from edgekit.state.attributes import (
-    Attribute,
-    put_report,
-    report_attributes,
-    traits,
-    update_report,
-)
+from edgekit.state.attributes import Attribute, ChangedRows, report_attributes, traits
 from edgekit.state.tables import assignments, presence, reports
 
 MAX_DEVICES = 10_000
@@ -104,8 +98,10 @@ class ReportWriter:
         put_all(
             connection, reports, ("fleet", "device"), [self._row(one, now) for one in last.values()], only_if=_newer
         )
+        changed = ChangedRows(self._fleet)
         for name, one in last.items():
-            self._write_rows(connection, one, before[name])
+            self._compare(connection, one, before[name], changed)
+        changed.write(connection)
         fresh_ones = [one for one, number in zip(checked, found, strict=True) if not number and one.live]
         self._put_presence(connection, fresh_ones, now)
         return found
@@ -126,8 +122,8 @@ class ReportWriter:
             "traits": traits(one.report),
         }
 
-    def _write_rows(self, connection: sa.Connection, one: CheckedReport, before: Stored) -> None:
-        """Write the rows for filters that differ, and look after the version of the device's assignment."""
+    def _compare(self, connection: sa.Connection, one: CheckedReport, before: Stored, changed: ChangedRows) -> None:
+        """Note the rows for filters that differ, and look after the version of the device's assignment."""
         name = one.report.device
         last = self._written.get(name)
         if last is not None and (last.number, last.digest) != before:
@@ -135,9 +131,9 @@ class ReportWriter:
         if last is None or last.assignment != one.report.assignment:
             self._raise_assignment(connection, one.report)
         if one.digest != before.indexed and last is not None:
-            update_report(connection, self._fleet, name, last.rows, one.rows)
+            changed.update(name, last.rows, one.rows)
         elif one.digest != before.indexed:
-            put_report(connection, self._fleet, name, one.rows)
+            changed.replace(name, one.rows)
         if name not in self._written and len(self._written) >= MAX_DEVICES:
             self._written.clear()
         self._written[name] = Written(one.report.number, one.digest, one.rows, one.report.assignment)
