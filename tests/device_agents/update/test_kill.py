@@ -73,10 +73,11 @@ async def roll_out(side, version):
 
 
 async def kill_during(side, agent, old, new, moments, seen):
-    """Roll `new` out; end the agent after each of `moments` (seconds) and look at what is there after each start."""
+    """Roll `new` out; end the agent in it, after each of `moments` (seconds), and look at what is there afterwards."""
     rolling = asyncio.ensure_future(roll_out(side, new))
     try:
         for moment in moments:
+            await until(lambda: agent.state("small").name is not UpdateState.IDLE or rolling.done(), side)
             await asyncio.sleep(moment)
             await agent.kill()
             seen.add(agent.state("small").name)
