@@ -14,6 +14,7 @@ from converters.backends.bases import Bases, require_parity
 from converters.backends.contract import DirectFile, LoweredFile, PreparedInputs
 from converters.backends.layers import layers_of, require_layers
 from converters.backends.onnx_weights import integer_tables
+from converters.backends.tflite.ranges import Fingerprint, fingerprints
 from converters.calibration.calibrate import Calibration, calibrate, tensor_values
 from converters.cost.overhead import Overhead
 from converters.data.samples import Samples
@@ -159,10 +160,9 @@ class ConversionContext:
         """The calibration that an artifact with static ranges carries; see `Artifact.calibration`."""
         return self.calibration_of(recipe, graph).coarser(COARSER_STEPS).to_bytes()
 
-    def probe_values(self, graph: Graph) -> dict[str, Array]:
-        """Values (R, ...) of each tensor of `graph`, whose batch is 1, on the first rows of the calibration split."""
-        parts = list(tensor_values(graph, self.samples.take(slice(0, PROBE_ROWS))))
-        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    def probes(self, graph: Graph) -> dict[str, Fingerprint]:
+        """Each tensor of `graph`, whose batch is 1, on the first rows of the calibration split."""
+        return fingerprints(tensor_values(graph, self.samples.take(slice(0, PROBE_ROWS))))
 
     def prepared(self, recipe: Recipe, graph: Graph) -> Graph:
         """`graph` (`self.graph` or `self.fixed`) with the float weights that `recipe` asks for.

@@ -176,7 +176,7 @@ class LiteRTBackend:
             lowered.path,
             list(self._rows(lowered)),
             wanted,
-            probes=self._context.probe_values(graph),
+            probes=self._context.probes(graph),
             known=self._context.calibration_of(recipe, self._context.fixed).tensors,
         )
         ranges = {}

@@ -1,14 +1,16 @@
 """Activation ranges of a float .tflite from the model's calibration. Tensors are matched by their values.
 
 Converters rename, fuse and rearrange tensors, so names do not match. A tensor with the same values as a canonical
-tensor on the same rows, in any order, gets its histogram. Other tensors are measured here.
+tensor on the same rows, in any order within a row, gets its histogram. Other tensors are measured here. The values of a
+row are compared at up to STATISTICS of their places in sorted order: to keep all of them would take gigabytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,26 @@ from edgekit.sketches.histogram import Histogram
 from edgekit.tensors import Array
 
 CLOSE = 1e-4  # share of the largest value by which float sums in another order may differ
+STATISTICS = 1024
+
+
+class Fingerprint(NamedTuple):
+    """The number of a tensor's values in a row, and for each row the smallest, the largest, and some between (R, K)."""
+
+    size: int
+    statistics: Array
+
+
+def fingerprints(rows: Iterable[Mapping[str, Array]]) -> dict[str, Fingerprint]:
+    """The fingerprint of each tensor, from its values in each row."""
+    sizes: dict[str, int] = {}
+    found: dict[str, list[Array]] = {}
+    for row in rows:
+        for name, value in row.items():
+            sizes[name] = value.size
+            places = np.linspace(0, value.size - 1, min(value.size, STATISTICS)).astype(np.int64)
+            found.setdefault(name, []).append(np.sort(value, axis=None)[places].astype(np.float64))
+    return {name: Fingerprint(sizes[name], np.stack(parts)) for name, parts in found.items()}
 
 
 def tensor_histograms(
@@ -25,7 +47,7 @@ def tensor_histograms(
     rows: Sequence[Mapping[str, Array]],
     wanted: Collection[str],
     *,
-    probes: Mapping[str, Array],
+    probes: Mapping[str, Fingerprint],
     known: Mapping[str, Histogram],
 ) -> dict[str, Histogram]:
     """The histogram of each of the file's tensors in `wanted`, by name.
@@ -34,29 +56,26 @@ def tensor_histograms(
         path: A float .tflite with one signature.
         rows: Calibration rows as the file takes them, batch 1.
         wanted: Names of tensors.
-        probes: Values (R, ...) of each canonical tensor on the first R rows.
+        probes: The fingerprint of each canonical tensor on the first R rows.
         known: Histograms of the calibration, by canonical name.
 
     Raises:
         CalibrationError: a tensor has infinite or undefined values.
     """
-    count = len(next(iter(probes.values())))
-    probed = list(_values(path, rows[:count], wanted))
-    sorted_probes = {name: np.sort(np.asarray(value, np.float64), axis=None) for name, value in probes.items()}
+    count = len(next(iter(probes.values())).statistics)
     histograms = {}
-    for name in probed[0]:
-        values = np.concatenate([row[name].ravel() for row in probed]).astype(np.float64)
-        match = _matching_name(np.sort(values), sorted_probes)
+    for name, one in fingerprints(islice(_values(path, rows, wanted), count)).items():
+        match = _matching_name(one, probes)
         if match in known:
             histograms[name] = known[match]
     return {**histograms, **_measured(path, rows, [name for name in wanted if name not in histograms])}
 
 
-def _matching_name(values: Array, probes: Mapping[str, Array]) -> str:
-    """The last name in `probes` whose sorted values are close to `values`; empty where there is none."""
-    limit = CLOSE * max(float(np.abs(values).max()), 1e-12)
+def _matching_name(one: Fingerprint, probes: Mapping[str, Fingerprint]) -> str:
+    """The last name in `probes` whose fingerprint is close to `one`; empty where there is none."""
+    limit = CLOSE * max(float(np.abs(one.statistics).max(initial=0.0)), 1e-12)
     for name, other in reversed(list(probes.items())):
-        if other.shape == values.shape and float(np.abs(other - values).max()) <= limit:
+        if other.size == one.size and float(np.abs(other.statistics - one.statistics).max(initial=0.0)) <= limit:
             return name
     return ""
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from converters.backends import ConversionContext, four_bit_default
 from converters.backends.litert import LiteRTBackend
 from converters.backends.tflite.facts import pieces_of
-from converters.backends.tflite.ranges import tensor_histograms
+from converters.backends.tflite.ranges import fingerprints, tensor_histograms
 from converters.backends.tflite.reader import match_layers, operators_of, parse_tflite, weighted_ops
 from converters.calibration.range_rules import read_range
 from converters.candidates.candidate import open_artifact, run_rows
@@ -222,12 +222,12 @@ def test_ranges_come_from_the_one_calibration(backend, samples):
     context = backend._context
     lowered = context.lowered(context.fixed)
     rows = list(backend._rows(lowered))
-    probes, known = context.probe_values(context.fixed), context.calibration().tensors
+    probes, known = context.probes(context.fixed), context.calibration().tensors
     names = tensor_names(lowered.path)
     found = tensor_histograms(lowered.path, rows, names, probes=probes, known=known)
     assert sum(any(histogram is one for one in known.values()) for histogram in found.values()) == len(names)
     # what no canonical tensor matches is measured through the runtime, to the same values
-    alone = tensor_histograms(lowered.path, rows, names, probes={"x": np.zeros((4, 3))}, known={})
+    alone = tensor_histograms(lowered.path, rows, names, probes=fingerprints([{"x": np.zeros(3)}] * 4), known={})
     for name, histogram in found.items():
         np.testing.assert_allclose(
             (alone[name].minimum, alone[name].maximum), (histogram.minimum, histogram.maximum), atol=1e-4
