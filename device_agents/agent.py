@@ -196,7 +196,7 @@ class Agent:
         """Connect and work until `stop`, then end in order. Any other end is an error, which is raised."""
         self._loop = asyncio.get_running_loop()
         await self._requests.start()
-        self._numbers.start()
+        await self._numbers.start()
         await self._link.start()
         for work in self._work():
             self._spawn(work)

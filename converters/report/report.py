@@ -66,10 +66,11 @@ class SourceReport(msgspec.Struct, frozen=True):
     format: str
 
 
-class SplitReport(msgspec.Struct, frozen=True):
+class SplitReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """Number of rows in each split of the data, and the digest of all rows.
 
-    `hard` is the number of rows of the proof that devices kept because they are hard, by reason.
+    `hard` is the number of rows of the proof that devices kept because they are hard, by reason; report.json has it
+    where there are some.
     """
 
     digest: str

@@ -72,10 +72,10 @@ class NumberFollower:
         self._heard = False  # a report of this run was received back
         self._takeovers, self._told_at = 0, float("-inf")
 
-    def start(self) -> None:
-        """Read this device's own report after each connect."""
+    async def start(self) -> None:
+        """Read this device's own report after each connect, the first before a report of this run can replace it."""
         self._transport.on_connection(self._on_connection)
-        self._put(self._read_report, b"")
+        await self._read_report(b"")
 
     def on_unasked(self, answer: messages.Answer) -> None:
         """Take an answer of the controller that no request asked for: this device's own report, or a notice."""

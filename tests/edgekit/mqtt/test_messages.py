@@ -85,6 +85,7 @@ def test_messages_are_maps_on_the_wire() -> None:
         "left": -1,
         "missing": [],
         "urls": False,
+        "part_bytes": 0,
     }
 
 
