@@ -256,7 +256,7 @@ def _split_report(split: Split) -> SplitReport:
 
 
 def hard_notes(proof: Samples | None, test: Samples | None) -> list[str]:
-    """What samples mean that devices kept because their model is weak there: they train well and prove nothing."""
+    """A warning of samples that devices kept because their model is weak there: they train well and prove nothing."""
     found = [(word, samples) for word, samples in (("proof", proof), ("test", test)) if samples and samples.hard]
     return [
         f"{sum(samples.hard.values())} of {len(samples)} samples of the {word} were kept by devices as "

@@ -1,4 +1,4 @@
-"""What the start must know of this machine: its architecture, and which boot this is."""
+"""Facts of this machine that the start needs: its architecture, and which boot this is."""
 
 from __future__ import annotations
 

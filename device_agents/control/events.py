@@ -89,5 +89,5 @@ class EventSender:
 
 
 def _matters(state: UpdateRecord) -> tuple[object, ...]:
-    """What of an update the controller acts on: its outcome, what runs, and why it waits."""
+    """The parts of an update that the controller acts on: its outcome, what runs, and why it waits."""
     return state.outcome, state.active, state.waits, state.is_gone

@@ -96,7 +96,7 @@ def compare(
 
 
 class _Side(NamedTuple):
-    """What a device can bring: observations that are in no pair, and the number of pairs that they make at most."""
+    """A device's observations that are in no pair, and the number of pairs that they make at most."""
 
     name: str
     before: tuple[int, int]

@@ -36,7 +36,7 @@ class Counted(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Beside(msgspec.Struct, frozen=True, array_like=True):
-    """What a device has brought to one gate that compares with a control cohort, see `control_cohort`.
+    """The part of a device in one gate that compares with a control cohort, see `control_cohort`.
 
     Attributes:
         control: Its pairs as a device of the control cohort: before the rollout, and beside the new model's devices.
@@ -77,7 +77,7 @@ class Observed(msgspec.Struct, frozen=True, omit_defaults=True):
     beside: dict[str, Beside] = {}
 
     def after(self, running: Running, candidate: str) -> Observed:
-        """What is known after a report; `candidate` is the digest of the new model."""
+        """The observations after a report; `candidate` is the digest of the new model."""
         previous = self.previous or _previous(running, candidate)
         reported = running.behaviour
         baseline = self.baseline.after(reported[previous]) if previous in reported else self.baseline

@@ -116,7 +116,7 @@ def keep_held(connection: sa.Connection, same: sa.ColumnElement[bool], **changes
 
 
 def release(connection: sa.Connection, same: sa.ColumnElement[bool]) -> bool:
-    """What the alarms found has ended, so it may be raised again; False where none was held."""
+    """Let an alarm be raised again, because its finding has ended; False where none was held."""
     held = sa.and_(same, alarms.c.held)
     return connection.execute(alarms.update().where(held).values(held=False)).rowcount > 0
 

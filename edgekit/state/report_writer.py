@@ -37,7 +37,7 @@ class CheckedReport(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What this process wrote last for a device."""
+    """The last report that this process wrote for a device."""
 
     number: int
     digest: str
