@@ -11,7 +11,7 @@ import msgspec
 
 from device_agents.diagnostics.check_rules import bytes_faults, clock_fault, interface_faults, states_interface
 from device_agents.inference.cloud.http_client import HttpReply
-from device_agents.inference.cloud_client import CloudClient, reason_in
+from device_agents.inference.cloud_client import CloudClient, reason_of
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.state import client_inputs, client_outputs
 from edgekit.errors import UnavailableError
@@ -56,7 +56,7 @@ async def check_cloud(cloud: CloudClient, models: Mapping[str, Sent]) -> str:
     health = await cloud.get("/v2/health/live", timeout_seconds=CLOUD_SECONDS)
     faults = [clock_fault(health.headers.get("date"), time.time())]
     if health.status != 200:
-        faults.append(f"/v2/health/live answers {health.status}: {reason_in(health.body)}")
+        faults.append(f"/v2/health/live answers {health.status}: {reason_of(health)}")
     found = []
     for name, sent in sorted(models.items()):
         reply = await cloud.get(f"/v2/models/{quote(sent.there, safe='')}", timeout_seconds=CLOUD_SECONDS)
@@ -79,11 +79,11 @@ async def check_cloud(cloud: CloudClient, models: Mapping[str, Sent]) -> str:
 def _faults(reply: HttpReply, sent: Sent) -> list[str]:
     there, manifest = sent.there, sent.manifest
     if reply.status in (401, 403):
-        return [f"it refuses the API key ({reply.status}: {reason_in(reply.body)})"]
+        return [f"it refuses the API key ({reply.status}: {reason_of(reply)})"]
     if reply.status == 404:
-        return [f"it has no model {there!r} (404: {reason_in(reply.body)})"]
+        return [f"it has no model {there!r} (404: {reason_of(reply)})"]
     if reply.status != 200:
-        return [f"it answers {reply.status} for model {there!r}: {reason_in(reply.body)}"]
+        return [f"it answers {reply.status} for model {there!r}: {reason_of(reply)}"]
     if manifest is None or not states_interface(_document(reply)):
         return []
     document = _document(reply)

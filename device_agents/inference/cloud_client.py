@@ -35,6 +35,7 @@ _NO_FORM = 415  # the status of a server that does not take the form of a reques
 _LONG = 256 * 1024  # bytes from which tensors are copied and parsed outside the event loop
 _RETURN_SHARE, _LONGEST_RETURN_SECONDS = 0.1, 0.02  # of the time left, kept for the way back
 _JSON_TRIAL_SECONDS = 600.0
+_MOVED = (301, 308)  # for good; other redirects may come from a network that wants a login first
 
 
 class CloudClient:
@@ -49,7 +50,7 @@ class CloudClient:
         may_retry: Whether a request may be sent once more, where a reused connection had been forgotten.
 
     Raises:
-        SettingsError: the URL has another scheme than http and https, or no host.
+        SettingsError: the URL has another scheme than http and https, or no host; or the key cannot be sent.
     """
 
     def __init__(
@@ -63,6 +64,11 @@ class CloudClient:
     ) -> None:
         self._url = url.rstrip("/")
         self._model = model
+        if not api_key.isascii() or any(one.isspace() or not one.isprintable() for one in api_key):
+            raise SettingsError(
+                "the API key for the cloud tier is not one word of printable ASCII characters",
+                advice="Write the key alone into the file of cloud_api_key_file, without its owner and other keys.",
+            )
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
             self._http = HttpClient(self._url, tls=tls, may_retry=may_retry)
@@ -162,11 +168,11 @@ class CloudClient:
 
 def _refusal(reply: HttpReply) -> CloudError:
     """The error of an answer that is not 200. Redirects are not followed: the key is for the configured server only."""
-    message = f"the cloud tier answered {reply.status}: {reason_in(reply.body)}"
+    message = f"the cloud tier answered {reply.status}: {reason_of(reply)}"
     after = reply.headers.get("retry-after")
     if reply.status == 429 or (reply.status == 503 and after):
         return CloudOverloadedError(message, retry_after_seconds=retry_after_seconds(after, time.time()))
-    if 400 <= reply.status < 500 and reply.status != 408:
+    if reply.status in _MOVED or (400 <= reply.status < 500 and reply.status != 408):
         return CloudRefusedError(message, status=reply.status)
     return CloudError(message)
 
@@ -181,6 +187,14 @@ def retry_after_seconds(value: str | None, now: float) -> float | None:
         return max(parsedate_to_datetime(value).timestamp() - now, 0.0)
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def reason_of(reply: HttpReply) -> str:
+    """The reason in an answer that is not 200, for people."""
+    if 300 <= reply.status < 400:
+        to = reply.headers.get("location", "")[:200]
+        return f"a redirect to {to!r}; redirects are not followed, so name the server itself in cloud_url"
+    return reason_in(reply.body)
 
 
 def reason_in(body: bytes) -> str:

@@ -94,7 +94,7 @@ def serve(models: tuple[str, ...], every: bool, root: Path | None, target: str, 
     if bool(models) == every:
         raise click.UsageError("Missing argument 'MODEL...'. Name models, or give --all.")
     settings = _settings(flags)
-    entrance = open_entrance(settings)
+    entrance = open_entrance(settings, note)
     ignore_hangup()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before it serves, SIGTERM ends it as Ctrl-C does
     with TemporaryDirectory(prefix="edgekit-cloud-") as folder:

@@ -5,6 +5,7 @@ This file stands above `http` and `grpc`, because it opens both and neither may 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -81,25 +82,33 @@ async def open_endpoints(
     """
     limits = limits or Limits()
     keys = keys or (Keys(one_key(api_key)) if api_key else None)  # HTTP and gRPC count the same uses
+    service = _grpc_service(server, max_request_bytes, keys) if wanted.grpc or wanted.grpc_socket else None
+    codes = service.codes if service is not None else None
+    app = App(server, max_request_bytes=max_request_bytes, keys=keys, local_only=local_only, grpc_codes=codes)
     async with contextlib.AsyncExitStack() as stack:
-        codes, opened = None, Endpoints()
-        if wanted.grpc or wanted.grpc_socket:
-            service = _grpc_service(server, max_request_bytes, keys)
-            bound = await stack.enter_async_context(_serve_grpc(service, wanted, limits, tls))
-            codes, opened = service.codes, Endpoints(grpc=bound.address, grpc_socket=bound.socket)
-        app = App(server, max_request_bytes=max_request_bytes, keys=keys, local_only=local_only, grpc_codes=codes)
-        if wanted.health:
+        opened = Endpoints()
+        if wanted.health:  # closed last, so that probes see until the end that the server is not ready
             probes = serve(ProbesApp(app), http=wanted.health, limits=limits)
             opened = opened._replace(health=(await stack.enter_async_context(probes)).url)
+        http, grpc = contextlib.AsyncExitStack(), contextlib.AsyncExitStack()
+        stack.push_async_callback(_close_together, http, grpc)
+        if service is not None:
+            bound = await grpc.enter_async_context(_serve_grpc(service, wanted, limits, tls))
+            opened = opened._replace(grpc=bound.address, grpc_socket=bound.socket)
         if wanted.url or wanted.socket:
             served: Application = app
             if access_log is not None:
                 served = LoggedApp(app, access_log, owner=app.owner, trusted_proxies=limits.trusted_proxies)
             context = tls.context if tls is not None else None
             listening = serve(served, http=wanted.url, socket=wanted.socket, limits=limits, tls=context)
-            http = await stack.enter_async_context(listening)
-            opened = opened._replace(url=http.url, socket=http.socket)
+            serving = await http.enter_async_context(listening)
+            opened = opened._replace(url=serving.url, socket=serving.socket)
         yield opened
+
+
+async def _close_together(*servers: contextlib.AsyncExitStack) -> None:
+    """Stop servers at the same time: none accepts requests while another drains, and `drain_seconds` pass once."""
+    await asyncio.gather(*(one.aclose() for one in servers))
 
 
 def _grpc_service(server: ModelServer, max_request_bytes: int, keys: Keys | None) -> GrpcService:

@@ -45,7 +45,8 @@ def check_url(name: str, url: str) -> None:
         parts = urlsplit(url)
         is_fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         is_fine = is_fine and not (parts.query or parts.fragment) and not any(one.isspace() for one in url)
-    except ValueError:  # a malformed port or address
+        (parts.hostname or "").encode("idna")  # as the resolver does it
+    except ValueError:  # a malformed port or address; UnicodeError is one
         is_fine = False
     if not is_fine:
         raise ValueError(f"{name} is {url!r}, expected http://HOST[:PORT] or https://HOST[:PORT]")

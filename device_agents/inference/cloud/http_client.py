@@ -9,7 +9,7 @@ import ssl
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httptools
 
@@ -29,8 +29,8 @@ class Url(NamedTuple):
     Attributes:
         is_tls: True for https.
         host, port: Where to connect.
-        netloc: Value of the Host header.
-        path: Put before every path.
+        netloc: Value of the Host header; a name with other letters than ASCII's in the form of IDNA.
+        path: Put before every path; percent-encoded.
     """
 
     is_tls: bool
@@ -46,8 +46,11 @@ class Url(NamedTuple):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"the URL is {url!r}, expected http://HOST or https://HOST")
         is_tls = parts.scheme == "https"
-        netloc = parts.netloc.rpartition("@")[2]
-        return cls(is_tls, parts.hostname, parts.port or (443 if is_tls else 80), netloc, parts.path.rstrip("/"))
+        host, netloc = parts.hostname.encode("idna").decode(), parts.netloc.rpartition("@")[2]
+        if not netloc.isascii():
+            netloc = host if parts.port is None else f"{host}:{parts.port}"
+        path = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
+        return cls(is_tls, host, parts.port or (443 if is_tls else 80), netloc, path)
 
 
 class HttpReply(NamedTuple):

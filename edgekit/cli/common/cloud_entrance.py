@@ -22,7 +22,7 @@ class Entrance:
         is_local: True where the tier listens on loopback only.
     """
 
-    def __init__(self, settings: ControlSettings) -> None:
+    def __init__(self, settings: ControlSettings, tell: Callable[[str], None]) -> None:
         self._watched: list[Watched] = []
         self.keys: Keys | None = None
         self.is_local = is_loopback(settings.cloud_host)
@@ -32,7 +32,7 @@ class Entrance:
         self.tls = _tls(settings)
         if self.tls is not None:
             self._watched.append(Watched(self.tls.files, self.tls.reload))
-        self.log = LogFile(settings.cloud_access_log) if settings.cloud_access_log else None
+        self.log = LogFile(settings.cloud_access_log, tell) if settings.cloud_access_log else None
 
     def look(self, tell: Callable[[str], None]) -> None:
         """Read the files again that have changed, and tell it."""
@@ -50,13 +50,13 @@ class Entrance:
                 tell(f"{error}; the one before stays in use")
 
 
-def open_entrance(settings: ControlSettings) -> Entrance:
-    """Read keys and certificate.
+def open_entrance(settings: ControlSettings, tell: Callable[[str], None]) -> Entrance:
+    """Read keys and certificate, and open the log; `tell` is called where the log begins or ceases to lose lines.
 
     Raises:
         SettingsError: a file cannot be used, or the tier would be open to everyone on an address that is not loopback.
     """
-    entrance = Entrance(settings)
+    entrance = Entrance(settings, tell)
     is_open = entrance.keys is None and settings.cloud_client_ca is None
     if is_open and not entrance.is_local:
         raise SettingsError(

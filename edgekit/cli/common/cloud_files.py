@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from edgekit.errors import SettingsError
 from edgekit.serving.api.keys import MIN_KEY_LENGTH, KeyOwner, parse_keys
@@ -92,35 +92,44 @@ class Watched:
 
 
 class LogFile:
-    """A file to which lines are appended, or stdout.
+    """A file to which lines are appended, or stdout. Lines that cannot be written are left out and counted.
 
     Args:
         path: The file; ``-`` for stdout.
+        tell: Called with a sentence where lines begin to be left out, and where they are written again.
 
     Raises:
         SettingsError: it cannot be opened.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, tell: Callable[[str], None]) -> None:
+        self._path, self._tell = path, tell
         self._file = self._open()
+        self._left_out = 0
 
     def write(self, line: bytes) -> None:
-        """Append a line, its line feed included."""
-        self._file.write(line)
-        self._file.flush()
+        """Append a line, its line feed included. A full disk costs lines of the log, and no answer."""
+        try:
+            self._file.write(line)
+        except OSError as error:
+            self._left_out += 1
+            if self._left_out == 1:
+                self._tell(f"access log {self._path} cannot be written, lines are left out: {error.strerror or error}")
+            return
+        if self._left_out:
+            self._tell(f"access log {self._path} is written again; {self._left_out} lines were left out")
+            self._left_out = 0
 
     def reopen(self) -> None:
         """Open the file again, because it may have been renamed. Raises SettingsError; the old one stays in use."""
         opened = self._open()
-        if self._path != "-":
-            self._file.close()
+        self._file.close()
         self._file = opened
 
-    def _open(self) -> BinaryIO:
-        if self._path == "-":
-            return sys.stdout.buffer
+    def _open(self) -> FileIO:
         try:
-            return open(self._path, "ab")
+            if self._path == "-":
+                return FileIO(sys.stdout.fileno(), "wb", closefd=False)
+            return FileIO(self._path, "ab")  # without a buffer, which would keep what a full disk refused
         except OSError as error:
             raise SettingsError(f"access log {self._path} cannot be opened: {error.strerror or error}") from error

@@ -102,8 +102,9 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, err
 
 
 def note(text: str) -> None:
-    """Print a line on stderr."""
-    click.echo(text, err=True)
+    """Print a line on stderr. Where that is a file on a full disk, the line is lost, and the command goes on."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 @contextlib.contextmanager

@@ -100,10 +100,12 @@ class _Request(msgspec.Struct):
 
 
 class _Response(msgspec.Struct):
+    """Only the outputs must have the protocol's form: nobody needs the other members."""
+
     outputs: list[AnsweredTensor]
-    model_name: str | None = None
-    model_version: str | None = None
-    parameters: dict[str, Any] | None = None
+    model_name: Any = None
+    model_version: Any = None
+    parameters: Any = None
 
 
 class _IndexRequest(msgspec.Struct):
@@ -233,7 +235,7 @@ def encode_request(
 
 
 def parse_response(body: bytes, length: int | None = None, *, wanted: Collection[str] | None = None) -> InferResponse:
-    """Parse a server's answer. Members that servers leave out or send as null are empty.
+    """Parse a server's answer. Members that servers leave out, send as null or in another form are empty.
 
     Args:
         body: The whole HTTP body.
@@ -246,7 +248,13 @@ def parse_response(body: bytes, length: int | None = None, *, wanted: Collection
     document, rest = split(body, length)
     response = decode(_response_decoder, document, "response")
     outputs = needed(response.outputs, rest, wanted)
-    return InferResponse(response.model_name or "", response.model_version or "", outputs, response.parameters or {})
+    parameters = response.parameters if isinstance(response.parameters, dict) else {}
+    return InferResponse(_text(response.model_name), _text(response.model_version), outputs, parameters)
+
+
+def _text(value: object) -> str:
+    """Some servers send a version as a number."""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 def wants_ready_only(body: bytes) -> bool:

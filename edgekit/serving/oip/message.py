@@ -47,13 +47,13 @@ class Tensor(msgspec.Struct):
 
 
 class AnsweredTensor(msgspec.Struct):
-    """One tensor of an answer. Only its name and its size are checked before it is known whether anybody needs it."""
+    """One tensor of an answer. Only its name and its size are read before it is known whether anybody needs it."""
 
-    name: str
+    name: Any = None
     shape: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     datatype: Any = None
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    parameters: dict[str, Any] | None = None
+    parameters: Any = None
 
 
 def split(body: bytes, length: int | None) -> tuple[bytes, memoryview]:
@@ -99,10 +99,13 @@ def needed(tensors: Sequence[AnsweredTensor], rest: memoryview, wanted: Collecti
     parts: list[memoryview] = []
     at = 0
     for tensor in tensors:
-        size = binary_size(tensor)
+        is_needed = isinstance(tensor.name, str) and (
+            _is_known(tensor.datatype) if wanted is None else tensor.name in wanted
+        )
+        size = binary_size(tensor) if is_needed or _states_size(tensor) else None
         if size is not None and size > len(rest) - at:
             raise DataError(f"{tensor.name}: binary_data_size is {size}, but {len(rest) - at} bytes are left")
-        if tensor.name in wanted if wanted is not None else tensor.datatype in DATATYPES:
+        if is_needed:
             kept.append((_as_stated(tensor), size))
             parts.append(rest[at : at + (size or 0)])
         at += size or 0
@@ -116,6 +119,14 @@ def needed(tensors: Sequence[AnsweredTensor], rest: memoryview, wanted: Collecti
     return found
 
 
+def _is_known(datatype: Any) -> bool:
+    return isinstance(datatype, str) and datatype in DATATYPES
+
+
+def _states_size(tensor: AnsweredTensor) -> bool:
+    return isinstance(tensor.parameters, dict) and tensor.parameters.get("binary_data_size") is not None
+
+
 def _as_stated(tensor: AnsweredTensor) -> Tensor:
     shape = b"" if isinstance(tensor.shape, msgspec.UnsetType) else tensor.shape
     stated = Tensor(
@@ -123,14 +134,13 @@ def _as_stated(tensor: AnsweredTensor) -> Tensor:
         decode(_shape_decoder, shape, f"the shape of {tensor.name}"),
         tensor.datatype,
         tensor.data,
-        tensor.parameters,
     )
     _check_form(stated)
     return stated
 
 
 def _check_form(tensor: Tensor) -> None:
-    if tensor.datatype not in DATATYPES:
+    if not _is_known(tensor.datatype):
         raise DataError(f"{tensor.name}: datatype is {tensor.datatype!r}, expected one of {', '.join(DATATYPES)}")
     if len(tensor.shape) > MAX_RANK:
         raise DataError(f"{tensor.name}: {len(tensor.shape)} axes, the limit is {MAX_RANK}")
@@ -157,7 +167,7 @@ def arrays(tensors: Sequence[tuple[Tensor, int | None]], rest: memoryview) -> di
 def binary_size(tensor: Tensor | AnsweredTensor) -> int | None:
     """Size of a tensor's binary data in bytes; None where its elements are in the JSON. Raises DataError."""
     is_absent = isinstance(tensor.data, msgspec.UnsetType) or bytes(tensor.data) == b"null"
-    parameters = tensor.parameters or {}
+    parameters = tensor.parameters if isinstance(tensor.parameters, dict) else {}
     if "shared_memory_region" in parameters:
         raise DataError(f"{tensor.name}: shared memory is not served here; send the data in the request")
     size = parameters.get("binary_data_size")

@@ -19,7 +19,7 @@ from device_agents.inference.cloud.failures import CloudOverloadedError, CloudRe
 from device_agents.inference.cloud_client import CloudClient, retry_after_seconds
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
-from edgekit.errors import CloudError
+from edgekit.errors import CloudError, SettingsError
 from edgekit.serving.cloud import CloudModels
 from edgekit.serving.http.app import App
 from edgekit.serving.http.server import serve
@@ -120,7 +120,10 @@ def dripping(connection: socket.socket, stop: threading.Event) -> None:
         (answering(b"SSH-2.0-nonsense\r\n\r\n"), "cannot be reached"),
         (answering(b"HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\noops"), "answered 500: b'oops'"),
         (answering(b"HTTP/1.1 503 Away\r\nContent-Length: 16\r\n\r\n" + b'{"error": "not"}'), "answered 503: not"),
-        (answering(b"HTTP/1.1 302 Moved\r\nLocation: http://x/\r\nContent-Length: 0\r\n\r\n"), "answered 302"),
+        (
+            answering(b"HTTP/1.1 302 Moved\r\nLocation: http://x/\r\nContent-Length: 0\r\n\r\n"),
+            "answered 302: .*http://x/",
+        ),
         (answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"), "cannot be used"),
         (answering(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{}"), "cannot be reached"),
         (answering(f"HTTP/1.1 200 OK\r\n{oip.HEADER}: 99\r\nContent-Length: 2\r\n\r\n{{}}".encode()), "cannot be used"),
@@ -133,6 +136,23 @@ async def test_a_misbehaving_server_is_a_cloud_error_in_time(
     with misbehaving(act) as url, client(url) as cloud, pytest.raises(CloudError, match=says) as caught:
         await cloud.infer("small", {"x": SURE}, timeout_seconds=1.5)
     assert not isinstance(caught.value, CloudRefusedError)
+
+
+async def test_a_server_that_has_moved_for_good_is_a_refusal_that_names_the_new_place() -> None:
+    """A proxy that sends http:// to https:// does so for every request, and a person must mend the setting."""
+    moved = answering(b"HTTP/1.1 308 Moved\r\nLocation: https://tier.example/v2\r\nContent-Length: 0\r\n\r\n")
+    says = r"308: a redirect to 'https://tier.example/v2'.*cloud_url"
+    with misbehaving(moved) as url, client(url) as cloud, pytest.raises(CloudRefusedError, match=says):
+        await cloud.infer("small", {"x": SURE}, timeout_seconds=1.5)
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel", "with space"])
+def test_a_key_that_no_header_can_hold_is_refused_at_once(key: str) -> None:
+    """It would end each request that needs the cloud tier, although the device has an answer."""
+    with pytest.raises(SettingsError, match="API key for the cloud tier is not one word") as caught:
+        CloudClient("http://127.0.0.1:1", api_key=key)
+    assert "cloud_api_key_file" in caught.value.advice
+    assert key not in str(caught.value)
 
 
 class HeldClock:
@@ -258,7 +278,7 @@ async def test_an_output_that_nobody_needs_may_be_anything() -> None:
     """Unknown datatypes, impossible shapes and foreign bytes of other outputs are skipped, in JSON and in binary."""
     odd = b'{"name":"odd","shape":[-1],"datatype":"BF16","parameters":{"binary_data_size":6}}'
     scores = b'{"name":"scores","shape":[1,3],"datatype":"FP32","parameters":{"binary_data_size":12}}'
-    document = b'{"outputs":[' + odd + b"," + scores + b"]}"
+    document = b'{"outputs":[{"name":null},' + odd + b"," + scores + b"]}"
     data = b"abcdef" + np.array([0.1, 0.2, 0.7], np.float32).tobytes()
     binary = reply(document, extra=data, head=f"{oip.HEADER}: {len(document)}\r\n")
     async with foreign_server(lambda head, body: binary) as url:
@@ -267,6 +287,29 @@ async def test_an_output_that_nobody_needs_may_be_anything() -> None:
                 found = await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5, wanted=wanted)
                 assert list(found.outputs) == ["scores"]
             with pytest.raises(CloudError, match=r"shape of odd|odd: datatype"):
+                await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5, wanted=["odd"])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"name":"odd","shape":[1],"datatype":[],"data":[1]}',
+        b'{"name":"odd","shape":[1],"datatype":"FP32"}',
+        b'{"name":"odd","datatype":"FP32","parameters":{"shared_memory_region":"r","shared_memory_byte_size":4}}',
+        b'{"name":"odd","data":[1],"parameters":[]}',
+    ],
+)
+async def test_members_that_nobody_needs_may_have_any_form(odd: bytes) -> None:
+    """Other outputs without data, with odd members; a version that is a number; parameters that are no object."""
+    scores = b'{"name":"scores","shape":[1,3],"datatype":"FP32","data":[0.1,0.2,0.7]}'
+    document = (
+        b'{"model_name":7,"model_version":3,"parameters":[],"outputs":[{"name":null},' + odd + b"," + scores + b"]}"
+    )
+    async with foreign_server(lambda head, body: reply(document)) as url:
+        with client(url) as cloud:
+            found = await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5, wanted=["scores"])
+            assert (list(found.outputs), found.version) == (["scores"], "3")
+            with pytest.raises(CloudError):
                 await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5, wanted=["odd"])
 
 

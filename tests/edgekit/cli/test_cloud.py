@@ -23,6 +23,7 @@ from device_agents.inference.cloud.failures import CloudRefusedError
 from device_agents.inference.cloud.http_client import HttpClient
 from device_agents.inference.cloud_client import CloudClient
 from edgekit.cli.cloud import cloud, read_api_key
+from edgekit.cli.common.cloud_files import LogFile
 from edgekit.errors import SettingsError
 from edgekit.registry import publish
 from edgekit.serving.api.keys import digest_of, parse_keys
@@ -215,6 +216,22 @@ def test_an_api_key_file_must_be_private_and_hold_a_key(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(SettingsError, match="API key file"):
             read_api_key(path)
+
+
+def test_a_log_on_a_full_disk_costs_lines_and_no_answer(tmp_path: Path) -> None:
+    """It is told once when lines begin to be left out, and once when they are written again."""
+    told: list[str] = []
+    log = LogFile("/dev/full", told.append)
+    for _ in range(3):
+        log.write(b"{}\n")
+    log._path = str(tmp_path / "access.log")  # the file that a rotation puts there
+    log.reopen()
+    log.write(b'{"status": 200}\n')
+    log.write(b"{}\n")
+    assert (tmp_path / "access.log").read_bytes() == b'{"status": 200}\n{}\n'
+    assert len(told) == 2
+    assert "No space left on device" in told[0]
+    assert "3 lines were left out" in told[1]
 
 
 def test_loopback_is_told_from_the_rest() -> None:

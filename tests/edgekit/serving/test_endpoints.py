@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -217,6 +218,31 @@ async def test_probes_have_a_port_of_their_own(pki: Pki) -> None:
         found = [await get(path) for path in ("/v2/health/live", "/v2/health/ready", "/metrics", "/v2", "/v2/models/m")]
         assert found == [200, 200, 200, 404, 404]
         assert (await infer(client, KEY)).status == 404
+        client.close()
+
+
+async def test_http_and_grpc_stop_together() -> None:
+    """While a request over HTTP is still answered, gRPC takes no new one, and both answer what they accepted."""
+    server, addresses = Echo(), Endpoints(url="127.0.0.1:0", grpc="127.0.0.1:0")
+    server.gate.clear()
+    request = message("ModelInferRequest")(model_name="m").SerializeToString()
+    async with contextlib.AsyncExitStack() as stack:
+        opened = await stack.enter_async_context(open_endpoints(server, addresses, max_request_bytes=2**20))
+        client, channel = HttpClient(opened.url), grpc.aio.insecure_channel(opened.grpc)
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        accepted = [asyncio.ensure_future(infer(client)), asyncio.ensure_future(call(request, timeout=20))]
+        await server.arrived(2)
+        stopping = asyncio.ensure_future(stack.aclose())
+        await asyncio.sleep(0.1)
+        async with grpc.aio.insecure_channel(opened.grpc) as other:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await other.unary_unary("/inference.GRPCInferenceService/ModelInfer")(request, timeout=5)
+        assert (caught.value.code(), server.requests) == (grpc.StatusCode.UNAVAILABLE, 2)
+        server.gate.set()
+        assert (await accepted[0]).status == 200
+        await accepted[1]
+        await stopping
+        await channel.close()
         client.close()
 
 

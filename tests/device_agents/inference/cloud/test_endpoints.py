@@ -218,6 +218,7 @@ async def test_a_tier_that_hangs_keeps_a_local_answer_for_its_usual_time_only(tm
         ('["http://a", "htp://b"]', r"cloud_url is 'htp://b', expected http://HOST"),
         ('["http://a", ""]', r"cloud_url is ''"),
         ('["http://a", "http://a"]', "cloud_url names the same URL twice"),
+        ('"http://a..b"', r"cloud_url is 'http://a..b', expected http://HOST"),  # no resolver takes such a name
         ("[" + ", ".join(f'"http://a{n}"' for n in range(9)) + "]", "length <= 8"),
         ("[1]", "cloud_url"),
     ],

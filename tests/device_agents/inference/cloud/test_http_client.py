@@ -175,8 +175,9 @@ def test_urls_are_checked() -> None:
     """Scheme and host are needed; the path is put before every path, and a name before the host is not sent."""
     assert Url.of("https://user@cloud.example/a/") == Url(True, "cloud.example", 443, "cloud.example", "/a")
     assert Url.of("http://[::1]:8700").port == 8700
-    for bad in ("htp://cloud", "cloud.example:8700", "http://", "https:///x", "http://host:port"):
-        with pytest.raises(ValueError, match=r"URL|[Pp]ort"):
+    assert Url.of("http://wolke.köln:8/日") == Url(False, "wolke.xn--kln-sna", 8, "wolke.xn--kln-sna:8", "/%E6%97%A5")
+    for bad in ("htp://cloud", "cloud.example:8700", "http://", "https:///x", "http://host:port", "http://a..b"):
+        with pytest.raises(ValueError, match=r"URL|[Pp]ort|label"):
             Url.of(bad)
 
 
