@@ -34,6 +34,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
         received: Wall clock seconds at which its last report was received; 0 if there was none.
         report: Its last report as it signed it, which proves its other numbers; empty if there was none.
         events: Its stored events, the oldest first.
+        quarantine: Why it is in quarantine; empty if it is not.
     """
 
     name: str
@@ -45,6 +46,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     received: float = 0.0
     report: bytes = b""
     events: tuple[RecordedEvent, ...] = ()
+    quarantine: str = ""
 
 
 class RecordFile(msgspec.Struct, frozen=True):

@@ -464,8 +464,13 @@ def _view(row: sa.RowMapping, since: float) -> DeviceView:
         facts=report.facts if report else {},
         telemetry=_telemetry(row["telemetry"]),
         fault=f"the database's row cannot be read: {', '.join(faults)}" if faults else "",
-        quarantine=(row["quarantine_reason"] or "yes") if row["quarantined"] is not None else "",
+        quarantine=quarantine_of(row),
     )
+
+
+def quarantine_of(row: sa.RowMapping) -> str:
+    """Why the device in a row of the table `devices` is in quarantine; empty if it is not."""
+    return (row["quarantine_reason"] or "yes") if row["quarantined"] is not None else ""
 
 
 def assigned_versions(text: str | None) -> dict[str, str] | None:

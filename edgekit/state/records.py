@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -14,7 +15,7 @@ from edgekit.rollout.cohort import Device
 from edgekit.state._sql import FleetTable, to_json, untrusted_json, untrusted_text
 from edgekit.state.attributes import put_labels, put_report, report_attributes
 from edgekit.state.audit import record
-from edgekit.state.devices import MAX_STORED_EVENTS, MAX_TEXT, read_device
+from edgekit.state.devices import MAX_STORED_EVENTS, MAX_TEXT, quarantine_of, read_device
 from edgekit.state.tables import assignments as assigned
 from edgekit.state.tables import devices, events, presence, removed_devices, reports
 from edgekit.trust.assignment import Assignment
@@ -59,7 +60,16 @@ class RecordTable(FleetTable):
                 )
                 for one in rows
             ),
+            quarantine=quarantine_of(row),
         )
+
+    def check_free(self, names: Collection[str]) -> None:
+        """Check that no device of these names is enrolled. Raises SettingsError for the first one that is."""
+        with self._reading() as connection:
+            known = connection.execute(sa.select(devices.c.name).where(devices.c.fleet == self._fleet)).scalars()
+            taken = sorted(set(names) & set(known))
+        if taken:
+            raise self._taken(taken[0])
 
     def add(
         self,
@@ -84,12 +94,9 @@ class RecordTable(FleetTable):
         with self._writing() as connection:
             for device, report in found:
                 try:
-                    self._insert(connection, device)
+                    self._insert(connection, device, now)
                 except sa.exc.IntegrityError as error:
-                    raise SettingsError(
-                        f"device {device.name!r} is already enrolled in fleet {self._fleet!r}; nothing was imported",
-                        advice=f"Remove it first (edgekit device remove {device.name}), or import the others only.",
-                    ) from error
+                    raise self._taken(device.name) from error
                 self._insert_report(connection, device, report)
                 if assignments and (assignment := assignments.get(device.name)):
                     accepted = report.assignment if report else 0
@@ -103,9 +110,17 @@ class RecordTable(FleetTable):
                 after = {"target": device.target, "labels": device.labels, "source": source}
                 record(connection, self._fleet, self._author, "device.import", device.name, now=now, after=after)
 
-    def _insert(self, connection: sa.Connection, device: DeviceRecord) -> None:
+    def _taken(self, name: str) -> SettingsError:
+        return SettingsError(
+            f"device {name!r} is already enrolled in fleet {self._fleet!r}; nothing was imported",
+            advice=f"Remove it first (edgekit device remove {name}), or import the others only.",
+        )
+
+    def _insert(self, connection: sa.Connection, device: DeviceRecord, now: float) -> None:
         enrolled = Device(device.name, device.target, device.public_key, device.labels, device.enrolled)
-        row = {**msgspec.structs.asdict(enrolled), "labels": to_json(enrolled.labels)}
+        row: dict[str, Any] = {**msgspec.structs.asdict(enrolled), "labels": to_json(enrolled.labels)}
+        if device.quarantine:
+            row |= {"quarantined": now, "quarantine_reason": untrusted_text(device.quarantine, MAX_TEXT)}
         connection.execute(devices.insert().values(fleet=self._fleet, **row))
         put_labels(connection, self._fleet, device.name, device.labels)
         again = sa.and_(removed_devices.c.fleet == self._fleet, removed_devices.c.name == device.name)

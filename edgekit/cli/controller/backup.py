@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import tarfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkstemp
 
 import click
 import msgspec
@@ -62,24 +64,19 @@ def backup(output: Path, as_json: bool) -> None:
         with TemporaryDirectory(prefix="edgekit-backup-") as folder:
             revision, rows = dump_database(engine, Path(folder))
             files = {f"database/{path.name}": path for path in sorted(Path(folder).iterdir())}
-            folder_of_keys = settings.keys
-            files |= {
-                f"keys/{p.relative_to(folder_of_keys).as_posix()}": p
-                for p in sorted(folder_of_keys.rglob("*"))
-                if p.is_file()
-            }
+            keys = _read_keys(settings.keys)
             digests = {name: _sha256(path) for name, path in files.items()}
+            digests |= {name: hashlib.sha256(data).hexdigest() for name, data in keys.items()}
             index = Index(FORMAT, __version__, settings.fleet, time.time(), revision, rows, digests)
-            _write(output, index, files)
+            _write(output, index, {**files, **keys})
     except OSError as error:
         raise DiskError(f"the backup {output} cannot be written: {error.strerror or error}") from error
     finally:
         engine.dispose()
-    keys = sum(name.startswith("keys/") for name in index.files)
     if as_json:
-        print_json({"file": output, "rows": rows, "keys": keys})
+        print_json({"file": output, "rows": rows, "keys": len(keys)})
         return
-    note(f"{output}: {sum(rows.values())} rows of {len(rows)} tables, {keys} files of {settings.keys}")
+    note(f"{output}: {sum(rows.values())} rows of {len(rows)} tables, {len(keys)} files of {settings.keys}")
     note("it has private keys: keep it where only you can read it")
 
 
@@ -127,11 +124,10 @@ def _restore_file(settings: ControlSettings, file: Path, *, as_json: bool) -> No
             )
         keys = {name.removeprefix("keys/"): Path(folder) / name for name in index.files if name.startswith("keys/")}
         _check_keys(settings, keys)
-        rows = load_database(settings.database, Path(folder) / "database", index.revision)
+        with _placed({settings.keys / name: path for name, path in keys.items()}):
+            rows = load_database(settings.database, Path(folder) / "database", index.revision)
         if rows != index.rows:
             raise DataError(f"the restored tables have {rows} rows, the backup says {index.rows}")
-        for name, path in keys.items():
-            _place(path, settings.keys / name)
     if as_json:
         print_json({"fleet": index.fleet, "made": index.made, "rows": rows, "keys": len(keys)})
         return
@@ -140,20 +136,44 @@ def _restore_file(settings: ControlSettings, file: Path, *, as_json: bool) -> No
     note("check the audit log with: edgekit audit verify")
 
 
-def _write(output: Path, index: Index, files: dict[str, Path]) -> None:
-    part = output.with_name(f"{output.name}.part")
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as stream:
-        with tarfile.open(fileobj=stream, mode="w") as archive:
-            data = msgspec.json.encode(index)
-            member = tarfile.TarInfo(INDEX)
-            member.size, member.mtime, member.mode = len(data), int(index.made), 0o600
-            archive.addfile(member, io.BytesIO(data))
-            for name, path in files.items():
-                archive.add(path, arcname=name, recursive=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.rename(output)
+def _read_keys(folder: Path) -> dict[str, bytes]:
+    """The files of the key folder by their names in a backup.
+
+    Their bytes are read once: a key may change meanwhile, and a file may be a link, as in a volume of Kubernetes.
+    """
+    keys = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            try:
+                keys[f"keys/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
+            except OSError as error:
+                raise EdgekitError(f"{path} cannot be read: {error.strerror or error}") from error
+    return keys
+
+
+def _write(output: Path, index: Index, files: Mapping[str, Path | bytes]) -> None:
+    """Write the archive; it appears under its name only when it is complete, and no part of it stays otherwise."""
+    handle, name = mkstemp(prefix=f".{output.name}-", suffix=".part", dir=output.parent)  # mode 0600
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            with tarfile.open(fileobj=stream, mode="w") as archive:
+                for member, data in {INDEX: msgspec.json.encode(index), **files}.items():
+                    _add(archive, member, data, int(index.made))
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.rename(output)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _add(archive: tarfile.TarFile, name: str, data: Path | bytes, made: int) -> None:
+    if isinstance(data, Path):
+        archive.add(data, arcname=name, recursive=False)
+        return
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime, member.mode = len(data), made, 0o600
+    archive.addfile(member, io.BytesIO(data))
 
 
 def _unpack(file: Path, folder: Path) -> Index:
@@ -214,14 +234,33 @@ def _check_keys(settings: ControlSettings, keys: dict[str, Path]) -> None:
         )
 
 
+@contextlib.contextmanager
+def _placed(sources: Mapping[Path, Path]) -> Iterator[None]:
+    """Copy files to new places, those that exist left out; remove the copies again where the block fails."""
+    with contextlib.ExitStack() as undo:
+        for target, source in sources.items():
+            if not target.exists():
+                _place(source, target)
+                undo.callback(target.unlink, missing_ok=True)
+        yield
+        undo.pop_all()
+
+
 def _place(source: Path, target: Path) -> None:
+    """Copy a file to a new place; it appears there only when it is complete."""
+    part = None
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not target.exists():
-            handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(source.read_bytes())
+        handle, name = mkstemp(prefix=f".{target.name}-", suffix=".part", dir=target.parent)  # mode 0600
+        part = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(source.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(target)
     except OSError as error:
+        if part is not None:
+            part.unlink(missing_ok=True)
         raise DiskError(f"{target} cannot be written: {error.strerror or error}") from error
 
 

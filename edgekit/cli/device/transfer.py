@@ -86,8 +86,9 @@ def import_devices(file: Path, dry_run: bool, as_json: bool) -> None:
     found = parse_records(file.read_bytes(), settings.fleet)
     checked = [(device, checked_report(device, settings.fleet)) for device in found.devices]
     names = [device.name for device, _ in checked]
-    if not dry_run:
-        with fleet_state(settings) as state:
+    with fleet_state(settings) as state:
+        state.records.check_free(names)
+        if not dry_run:
             state.records.add(checked, time.time(), source=file.name)
     if as_json:
         print_json({"fleet": settings.fleet, "devices": names, "imported": not dry_run})

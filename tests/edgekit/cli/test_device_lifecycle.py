@@ -41,6 +41,11 @@ def test_labels_quarantine_new_key_and_removal(shell):
     shell("edgekit device quarantine pi-1 --reason odd")
     assert "in quarantine" in shell("edgekit device list")[0]
     assert "odd" in shell("edgekit device show pi-1")[0]
+    assert "is in quarantine, so it gets no commands" in shell("edgekit device command pi-1 self-test", 3)[1]
+    _, err = shell("edgekit device command self-test --filter 'name in (pi-1, pi-2)'")
+    assert "1 in quarantine get no commands: pi-1" in err
+    assert "is sent to 1 that" in err
+    assert "every selected device" in shell("edgekit device command self-test --filter 'name == pi-1'", 3)[1]
     assert "served again" in shell("edgekit device quarantine pi-1 --end")[1]
     before = shell.state().devices.get("pi-1").public_key
     assert "device.key exists" in shell("edgekit device rekey pi-1", 1)[1]
@@ -79,8 +84,10 @@ def test_exported_devices_are_imported_elsewhere_or_not_at_all(shell):
     """Key, labels, numbers and events travel; a changed report, another fleet or a taken name import nothing."""
     say(shell, "pi-1")
     shell("edgekit device label pi-1 site=north")
+    shell("edgekit device quarantine pi-2 --reason stolen")
     shell("edgekit device export --all -o fleet.json")
-    assert "already enrolled" in shell("edgekit device import fleet.json", 1)[1]
+    for option in ("", " --dry-run"):
+        assert "already enrolled" in shell(f"edgekit device import fleet.json{option}", 1)[1]
     (shell.folder / "edgekit.toml").write_text('fleet = "f1"\ndatabase = "sqlite:///other.db"\n')
     text = (shell.folder / "fleet.json").read_text()
     shell("edgekit device import fleet.json --dry-run")
@@ -102,6 +109,7 @@ def test_exported_devices_are_imported_elsewhere_or_not_at_all(shell):
     assert state.devices.numbers("pi-1").report == 50
     assert state.commands.add("pi-1", "self-test", now=0.0, expires=1.0).number == 10
     assert state.devices.get("pi-1").labels == {"site": "north"}
+    assert "stolen" in state.lifecycle.refused()["pi-2"].reason
     assert not state.devices.save_report(Reported("pi-1", "f1", 49, 0.0, 3, {}, {}), 1001.0)
     state.close()
     assert "Name devices" in shell("edgekit device export -o x.json", 2)[1]
@@ -129,6 +137,39 @@ def test_backup_is_restored_into_nothing(shell):
         assert kept.read_bytes() == lost.read_bytes()
         assert kept.stat().st_mode & 0o077 == 0
     shell("edgekit device enroll pi-3 --target raspberry-pi-4")
+
+
+def test_links_among_the_keys_are_backed_up_as_the_files_that_they_name(shell):
+    """A volume of Kubernetes has links, and copies may be hard links; nothing but the backup is left behind."""
+    keys = shell.folder / "keys"
+    (keys / "hard.key").hardlink_to(keys / "director.key")
+    (shell.folder / "outside.pem").write_text("pem")
+    (keys / "soft.pem").symlink_to(shell.folder / "outside.pem")
+    (keys / "nowhere.pem").symlink_to(shell.folder / "missing.pem")
+    before = set(shell.folder.iterdir())
+    shell("edgekit controller backup -o backup.tar")
+    assert {path.name for path in set(shell.folder.iterdir()) - before} == {"backup.tar"}
+    (shell.folder / "edgekit.db").rename(shell.folder / "old.db")
+    keys.rename(shell.folder / "lost")
+    shell("edgekit controller restore backup.tar")
+    assert (keys / "hard.key").read_bytes() == (shell.folder / "lost" / "director.key").read_bytes()
+    assert ((keys / "soft.pem").read_text(), (keys / "nowhere.pem").exists()) == ("pem", False)
+
+
+def test_a_restore_that_fails_can_be_repeated(shell):
+    """Keys that cannot be written leave neither keys nor rows, so the next attempt finds nothing in its way."""
+    shell("edgekit registry class add cameras")
+    shell("edgekit controller backup -o backup.tar")
+    (shell.folder / "edgekit.db").rename(shell.folder / "old.db")
+    (shell.folder / "keys").rename(shell.folder / "lost")
+    (shell.folder / "keys").mkdir()
+    (shell.folder / "keys" / "classes").write_text("in the way of the folder")
+    assert "cannot be written" in shell("edgekit controller restore backup.tar", 1)[1]
+    assert [path.name for path in (shell.folder / "keys").iterdir()] == ["classes"]
+    (shell.folder / "keys" / "classes").unlink()
+    shell("edgekit controller restore backup.tar")
+    assert (shell.folder / "keys" / "classes" / "cameras.key").exists()
+    assert len(shell.json("edgekit device list --json")) == 2
 
 
 def test_damaged_backup_restores_nothing(shell):
