@@ -21,7 +21,7 @@ from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import Whole
 from edgekit.cli.common.passphrase import given_passphrase, needed_passphrase, passphrase_option
 from edgekit.cli.rollout.text import time_text
-from edgekit.errors import DiskError, SettingsError
+from edgekit.errors import DataError, DiskError, SettingsError, VerificationError
 from edgekit.mqtt.topics import CONTROLLER
 from edgekit.settings import ControlSettings
 
@@ -95,10 +95,11 @@ def broker(hosts: tuple[str, ...], folder: Path, days: int, passphrase_file: Pat
     key = generate_tls_key()
     with fleet_state(settings) as state:
         issued = authority.issue_server(key.public_key(), hosts, days, time.time())
+        revoked = _revoked(settings, authority, state)
         write_pair(folder, "server", issued.pem, private_pem(key))
         state.certificates.add(issued)
-        (folder / "ca.pem").write_text(authority.pem)
-        (folder / "revoked.crl").write_text(authority.revocation_list(state.certificates.revoked(), time.time()))
+        _write_text(folder / "ca.pem", authority.pem)
+        _write_text(folder / "revoked.crl", authority.revocation_list(revoked, time.time()))
     note(f"{folder} has the files of the broker {', '.join(hosts)}; its configuration: edgekit broker config")
 
 
@@ -117,7 +118,7 @@ def controller_certificate(folder: Path, days: int, passphrase_file: Path | None
     authority = load_authority(settings, passphrase_file)
     with fleet_state(settings) as state:
         issue_client(authority, state, folder, CONTROLLER, CONTROLLER, days)
-    (folder / "ca.pem").write_text(authority.pem)
+    _write_text(folder / "ca.pem", authority.pem)
     note(
         f"set in edgekit.toml: broker_ca = {str(folder / 'ca.pem')!r}, broker_certificate = "
         f"{str(folder / 'controller.pem')!r}, broker_key = {str(folder / 'controller.key')!r}"
@@ -154,16 +155,14 @@ def revoke(name: str, output: Path | None, dry_run: bool, passphrase_file: Path 
             valid = [one for one in state.certificates.all(name) if not one.revoked and one.expires > now]
             note(f"would revoke {len(valid)} certificate(s) of {name}")
             return
+        _revoked(settings, authority, state)  # a list that cannot be read stops the command before anything changes
         gone = state.certificates.revoke(name, now)
-        text = authority.revocation_list(state.certificates.revoked(), now)
+        text = authority.revocation_list(_revoked(settings, authority, state), now)
     for path in filter(None, (settings.keys / REVOKED_FILE, output)):
-        try:
-            path.write_text(text)
-        except OSError as error:
-            raise DiskError(f"{path} cannot be written: {error.strerror or error}") from error
+        _write_text(path, text)
     note(
         f"{len(gone)} certificate(s) of {name} are revoked; copy {output or settings.keys / REVOKED_FILE} to the "
-        "broker and restart it"
+        "broker and let it read the list (SIGHUP)"
     )
 
 
@@ -194,6 +193,31 @@ def list_certificates(name: str | None, as_json: bool) -> None:
         print_table(("name", "serial", "expires", ""), rows)
     else:
         note("No certificate was issued.")
+
+
+def _revoked(settings: ControlSettings, authority: Authority, state: FleetState) -> list[tuple[str, float]]:
+    """Every revoked certificate: those of the database, and of the last list, which may be older than the database.
+
+    Raises:
+        SettingsError: the last list cannot be used; without it, certificates that it revokes would be valid again.
+    """
+    from edgekit.identity.authority import REVOKED_FILE
+
+    path = settings.keys / REVOKED_FILE
+    try:
+        before = authority.revoked_in(path.read_bytes()) if path.exists() else []
+    except (OSError, DataError, VerificationError) as error:
+        raise SettingsError(
+            f"{path} cannot be used: {error}", advice="Restore it from a backup, or move it away to begin a new list."
+        ) from error
+    return sorted({**dict(before), **dict(state.certificates.revoked())}.items())
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def load_authority(settings: ControlSettings, passphrase_file: Path | None) -> Authority:
@@ -266,6 +290,7 @@ def write_pair(folder: Path, stem: str, certificate: str, key: bytes) -> None:
         raise SettingsError(f"{folder} already has {pem.name} or {path.name}", advice="Name another folder with -o.")
     write_secret(path, key)
     try:
-        pem.write_text(certificate)
-    except OSError as error:
-        raise DiskError(f"{pem} cannot be written: {error.strerror or error}") from error
+        _write_text(pem, certificate)
+    except DiskError:
+        path.unlink()  # a key without its certificate would stop another attempt
+        raise

@@ -142,6 +142,7 @@ class JoinService:
             repeated = False
         if not repeated:
             check_use(code, request.name, request.target, now)
+        self._check_served(request.name)
         proof = open_envelope(request.proof, ClaimProof, parse_public(pem.encode()))
         if (proof.name, proof.token) != (request.name, token):
             raise VerificationError("the claim is not signed with the device's key")
@@ -173,13 +174,21 @@ class JoinService:
             log.warning("%s gets no certificate: %s", name, error)
             return Answer(request.id, error="bad-request", message=str(error)[:500])
 
+    def _check_served(self, name: str) -> None:
+        """Raise VerificationError for a device in quarantine. A removed one may enroll itself anew with a code."""
+        found = self._state.lifecycle.refused().get(name)
+        if found is not None and not found.removed:
+            raise VerificationError(found.reason)
+
     def _renewed(self, name: str, request: CertificateRequest) -> Answer:
-        if reason := self._state.lifecycle.refused().get(name):
-            raise VerificationError(reason.reason)
+        self._check_served(name)
+        now, issued = self._clock.wall(), self._state.certificates.all(name)
+        valid = any(not one.revoked and one.expires > now for one in issued)
+        if not valid and any(one.revoked for one in issued):  # its connection is open until it connects anew
+            raise VerificationError("its certificate was revoked; it needs a new enrollment code to join again")
         if (request.device, request.fleet) != (name, self._fleet):
             raise DataError(f"the request is of {request.device[:64]!r} in fleet {request.fleet[:64]!r}")
-        now = self._clock.wall()
-        issued = self._authority.issue_client(parse_request(request.csr, name), name, self._days, now)
-        self._state.certificates.add(issued)
+        fresh = self._authority.issue_client(parse_request(request.csr, name), name, self._days, now)
+        self._state.certificates.add(fresh)
         log.info("the certificate of %s was renewed", name)
-        return Answer(request.id, data=msgspec.msgpack.encode([issued.pem.encode(), self._authority.pem.encode()]))
+        return Answer(request.id, data=msgspec.msgpack.encode([fresh.pem.encode(), self._authority.pem.encode()]))

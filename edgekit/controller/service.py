@@ -11,6 +11,7 @@ import msgspec
 from securesystemslib.signer import CryptoSigner
 
 from edgekit.controller.blocks import BlockService
+from edgekit.controller.certificates import CertificateWatch
 from edgekit.controller.clocks import MAX_DIFFERENCE_SECONDS
 from edgekit.controller.devices import DeviceService
 from edgekit.controller.health import HealthService
@@ -157,6 +158,7 @@ class Controller:
         self.standing = StandingService(state=state, reader=reader, clock=clock)
         self.webhooks = WebhookService(state=state, clock=clock, post=post, leading=self._leads)
         self.health = HealthService(state=state, clock=clock, telemetry_days=options.telemetry_days)
+        self.certificates = CertificateWatch(state=state, clock=clock)
 
     def _make_samples(self, fleet: str, store: Store) -> SampleService:
         return SampleService(
@@ -239,7 +241,7 @@ class Controller:
             return
         await self._guarded(self._check_timestamp)
         await self._guarded(self._do_work)
-        for survey in (self.health.tick, self.samples.tick):
+        for survey in (self.health.tick, self.samples.tick, self.certificates.tick):
             if self.leadership.leading:
                 await self._guarded(survey)
 

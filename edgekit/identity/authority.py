@@ -81,8 +81,12 @@ class Authority:
         certificate = builder.add_extension(usage, critical=True).sign(key, hashes.SHA256())
         write_secret(folder / KEY_FILE, private_pem(key, passphrase))
         authority = cls(key, certificate)
-        (folder / CERTIFICATE_FILE).write_text(authority.pem)
-        (folder / REVOKED_FILE).write_text(authority.revocation_list([], now))
+        try:
+            (folder / REVOKED_FILE).write_text(authority.revocation_list([], now))
+            (folder / CERTIFICATE_FILE).write_text(authority.pem)
+        except OSError as error:
+            (folder / KEY_FILE).unlink()  # without its certificate it is of no use, and would stop another attempt
+            raise SettingsError(f"the authority's files cannot be written to {folder}: {error}") from error
         return authority
 
     @classmethod
@@ -137,6 +141,23 @@ class Authority:
             one = x509.RevokedCertificateBuilder().serial_number(int(serial, 16)).revocation_date(_date(at))
             builder = builder.add_revoked_certificate(one.build())
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+    def revoked_in(self, data: bytes) -> list[tuple[str, float]]:
+        """The entries of a list that this authority has signed: serial numbers in hex, and wall clock seconds.
+
+        Raises:
+            DataError: it is no such list.
+            VerificationError: another authority has signed it.
+        """
+        try:
+            found = x509.load_pem_x509_crl(data)
+            valid = found.is_signature_valid(self._key.public_key())
+            entries = [(f"{one.serial_number:x}", one.revocation_date_utc.timestamp()) for one in found]
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise DataError(f"not a list of revoked certificates: {error}") from error
+        if not valid:
+            raise VerificationError("another authority has signed the list of revoked certificates")
+        return entries
 
     def _issue(
         self,

@@ -42,6 +42,20 @@ class CertificateTable(FleetTable):
             rows = connection.execute(query.order_by(certificates.c.issued, certificates.c.serial)).mappings()
             return [StoredCertificate(**{f: row[f] for f in StoredCertificate.__struct_fields__}) for row in rows]
 
+    def ending(self, now: float, seconds: float) -> list[tuple[str, float]]:
+        """Brokers and controllers whose last certificate ends within `seconds` of `now`, or ended as lately.
+
+        Returns:
+            Names, and the ends; all wall clock seconds. Devices are left out: they renew theirs.
+        """
+        own, last = certificates.c.name, sa.func.max(certificates.c.expires)
+        query = sa.select(own, last).where(certificates.c.fleet == self._fleet, certificates.c.revoked == 0.0)
+        for table in (devices, removed_devices):
+            query = query.where(own.not_in(sa.select(table.c.name).where(table.c.fleet == self._fleet)))
+        query = query.group_by(own).having(last.between(now - seconds, now + seconds)).order_by(own)
+        with self._reading() as connection:
+            return [(name, expires) for name, expires in connection.execute(query)]
+
     def revoke(self, name: str, now: float) -> list[StoredCertificate]:
         """Revoke every certificate of a name that has not expired. Returns them.
 

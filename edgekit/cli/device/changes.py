@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +20,9 @@ from edgekit.cli.common.console import (
 from edgekit.cli.common.fleet import fleet_state, parse_labels
 from edgekit.errors import SettingsError
 from edgekit.settings.device_files import KEY_FILE, SETTINGS_FILE
+
+if TYPE_CHECKING:
+    from edgekit.state import FleetState
 
 
 @click.command()
@@ -43,13 +47,17 @@ def remove(name: str, dry_run: bool, as_json: bool) -> None:
             return
         now = time.time()
         state.lifecycle.remove(name, now)
-        valid = [one for one in state.certificates.all(name) if not one.revoked and one.expires > now]
+        certified = _has_certificate(state, name, now)
     if as_json:
         print_json({"device": name, "fleet": settings.fleet, "removed": True})
         return
     note(f"{name} is removed from fleet {settings.fleet}; its messages are refused from now on")
-    if valid:
+    if certified:
         note(f"the broker still accepts its certificate: edgekit ca revoke {name} -o broker/revoked.crl")
+
+
+def _has_certificate(state: FleetState, name: str, now: float) -> bool:
+    return any(not one.revoked and one.expires > now for one in state.certificates.all(name))
 
 
 @click.command()
@@ -101,12 +109,15 @@ def rekey(name: str, public_key: Path | None, folder: Path | None, dry_run: bool
                 own.unlink(missing_ok=True)
                 public_path(own).unlink(missing_ok=True)
             raise
+        certified = _has_certificate(state, name, time.time())
     if as_json:
         print_json({"device": name, "fleet": settings.fleet, "key": None if public_key else own})
         return
     note(f"{name} has a new key; what its old key signs is refused")
     if public_key is None:
         note(f"move {own} to the device, beside its {SETTINGS_FILE}, keep no copy, and restart its agent")
+    if certified:
+        note("its TLS certificate stays valid. Where that key leaked too: remove the device, revoke, enroll it anew")
 
 
 @click.command()
