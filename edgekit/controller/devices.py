@@ -13,7 +13,7 @@ from securesystemslib.signer import CryptoSigner, Key
 from edgekit.controller.clocks import DeviceClocks
 from edgekit.controller.inbox import Arrived, Inbox
 from edgekit.controller.refusals import RefusalService
-from edgekit.errors import DataError, NotFoundError, SignatureError, TransportError
+from edgekit.errors import DataError, NotFoundError, PacketTooLargeError, SignatureError, TransportError
 from edgekit.identity.series import RunHistory, is_behind
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import (
@@ -161,7 +161,12 @@ class DeviceService:
             )
             payload = seal(command, self._director)
             topic = topics.device(self._fleet, stored.device, "command")
-            await self._transport.publish(topic, payload, qos=1, expiry_seconds=max(1, int(stored.expires - now)))
+            try:
+                await self._transport.publish(topic, payload, qos=1, expiry_seconds=max(1, int(stored.expires - now)))
+            except PacketTooLargeError as error:  # it stops no command of another device, and is not tried again
+                log.error("command %d of %s was not sent: %s", stored.number, stored.device, error)
+                await asyncio.to_thread(self._state.commands.failed, stored.device, stored.number, str(error))
+                continue
             await asyncio.to_thread(self._state.commands.sent, stored.device, stored.number)
 
     async def send_notices(self) -> None:

@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from edgekit.bounds import MAX_DATE, MAX_INTEGER, number_fault
-from edgekit.errors import NotFoundError, SettingsError
+from edgekit.errors import NotFoundError, RefusedError, SettingsError
 from edgekit.mqtt.command_arguments import COMMAND_KINDS, parse_arguments
 from edgekit.mqtt.messages import Result
 from edgekit.state._sql import FleetTable, to_json, untrusted_json, untrusted_text
@@ -63,6 +63,7 @@ class CommandTable(FleetTable):
         Raises:
             SettingsError: a time is no finite number, or is too far ahead; the kind is not known.
             DataError: the arguments do not fit the kind.
+            RefusedError: the device is in quarantine, and gets no commands.
         """
         if fault := number_fault("expires", expires, 0, MAX_DATE):
             raise SettingsError(fault)
@@ -71,6 +72,7 @@ class CommandTable(FleetTable):
         parse_arguments(kind, args)
         with self._writing() as connection:
             take_turn(connection)  # two commands for one device have different numbers
+            self._check_served(connection, device)
             query = sa.select(sa.func.max(commands.c.number)).where(
                 commands.c.fleet == self._fleet, commands.c.device == device
             )
@@ -147,6 +149,13 @@ class CommandTable(FleetTable):
             unsent = sa.and_(self._is(device, number), commands.c.state == ASKED)
             connection.execute(commands.update().where(unsent).values(state=SENT))
 
+    def failed(self, device: str, number: int, message: str) -> None:
+        """End a command that cannot be sent; `message` says why."""
+        with self._writing() as connection:
+            unsent = sa.and_(self._is(device, number), commands.c.state == ASKED)
+            values = {"state": DONE, "ok": False, "message": untrusted_text(message, MAX_TEXT)}
+            connection.execute(commands.update().where(unsent).values(**values))
+
     def save_result(self, result: Result) -> bool:
         """Store a device's answer, also a late one; False if no such command waits for one.
 
@@ -166,6 +175,14 @@ class CommandTable(FleetTable):
         with self._writing() as connection:
             waiting = sa.and_(self._is(result.device, result.number), commands.c.state != DONE)
             return connection.execute(commands.update().where(waiting).values(**values)).rowcount == 1
+
+    def _check_served(self, connection: sa.Connection, device: str) -> None:
+        held = sa.and_(devices.c.fleet == self._fleet, devices.c.name == device, devices.c.quarantined.is_not(None))
+        if connection.execute(sa.select(devices.c.name).where(held)).first() is not None:
+            raise RefusedError(
+                f"device {device!r} is in quarantine, so it gets no commands",
+                advice=f"See: edgekit device show {device}. End it with: edgekit device quarantine {device} --end",
+            )
 
     def _accepted(self, connection: sa.Connection, device: str, now: float) -> int:
         """The highest number that the device has accepted, in case the database was lost or restored.

@@ -12,7 +12,7 @@ from edgekit.cli.common.fleet import fleet_state, registry_reader
 from edgekit.cli.common.numbers import SHARE, Seconds, Whole
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
 from edgekit.cli.device.results import await_answers, report_answers
-from edgekit.errors import DataError
+from edgekit.errors import DataError, RefusedError
 from edgekit.mqtt.command_arguments import (
     COLLECT,
     COMMAND_KINDS,
@@ -196,7 +196,12 @@ def _devices(state: FleetState, settings: ControlSettings, name: str, cohort: Co
     views = state.devices.views(time.time(), settings.offline_after_seconds, cohort=cohort)
     if not views:
         raise state.nobody(cohort)
-    return [state.devices.get(view.device) for view in views]
+    if held := [view.device for view in views if view.quarantine]:
+        note(f"{len(held)} in quarantine get no commands: {', '.join(held[:10])}{' and others' if held[10:] else ''}")
+    served = [state.devices.get(view.device) for view in views if not view.quarantine]
+    if not served:
+        raise RefusedError("every selected device is in quarantine", advice="See: edgekit device list")
+    return served
 
 
 def _arguments(

@@ -297,3 +297,20 @@ async def test_a_message_that_the_database_refuses_costs_no_other_one(tmp_path):
 
 def _writes(connection):
     return bool(connection.get_execution_options().get("writes"))
+
+
+async def test_a_command_that_the_broker_cannot_carry_fails_alone(tmp_path):
+    """It gets an answer with both sizes, and the commands of other devices are sent."""
+    async with ControlSide(tmp_path) as side:
+        for name in ("pi-1", "pi-2"):
+            await side.device(name)
+        await side.until(lambda: view(side, "pi-1").online and view(side, "pi-2").online)
+        side.broker.packet_limit = 700
+        now = side.clock.wall()
+        values = dict.fromkeys(("threads", "queue_limit", "deadline_ms", "instances"), "1" * 190)
+        big = side.state.commands.add("pi-1", "set", now=now, expires=now + 60, args={"values": values})
+        small = side.state.commands.add("pi-2", "self-test", now=now, expires=now + 60)
+        await side.until(lambda: side.state.commands.get("pi-2", small.number).state == "done")
+        found = side.state.commands.get("pi-1", big.number)
+        assert (found.state, found.ok) == ("done", False)
+        assert "and the broker accepts 700" in found.message

@@ -5,7 +5,7 @@ import os
 import pytest
 import sqlalchemy as sa
 
-from edgekit.errors import NotFoundError, SettingsError
+from edgekit.errors import NotFoundError, RefusedError, SettingsError
 from edgekit.mqtt.messages import Presence, Reported
 from edgekit.rollout.cohort import Cohort, Device
 from edgekit.rollout.values import RolloutState
@@ -103,8 +103,8 @@ def test_quarantined_device_gets_nothing_until_its_end(state):
     assert set(state.rollouts.survey(rollout.id, 1004.0).devices) == {"b"}
     assert state.rollouts.get(rollout.id).state is RolloutState.RUNNING
     assert {one.device for one in (*state.assignments.all(), *state.assignments.unsigned(9e10))} == {"b"}
-    state.commands.add("a", "self-test", now=1004.0, expires=9e9)
-    assert state.commands.to_send(1005.0) == []
+    with pytest.raises(RefusedError, match="in quarantine"):
+        state.commands.add("a", "self-test", now=1004.0, expires=9e9)
     refused = state.lifecycle.refused()["a"]
     assert (refused.removed, refused.told, "two devices" in refused.reason) == (False, False, True)
     state.lifecycle.told("a")
@@ -112,8 +112,9 @@ def test_quarantined_device_gets_nothing_until_its_end(state):
     assert state.lifecycle.release("a", 1006.0)
     assert not state.lifecycle.release("a", 1006.0)
     assert {one.device for one in state.assignments.all()} == {"a", "b"}
+    state.commands.add("a", "self-test", now=1006.5, expires=9e9)
     assert [one.device for one in state.commands.to_send(1007.0)] == ["a"]
-    assert changes(state, "a")[-1] == "device.release"
+    assert changes(state, "a")[-2:] == ["device.release", "command.send"]
 
 
 def test_backup_moves_between_kinds_and_keeps_counting(state, tmp_path, request):
