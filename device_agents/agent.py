@@ -28,7 +28,7 @@ from device_agents.deployment import Deployment, UpdateRecord
 from device_agents.download.block_fetcher import BlockFetcher
 from device_agents.download.gate import Gate
 from device_agents.options import AgentOptions
-from device_agents.profiling.profiler import Profiler
+from device_agents.profiling.profiler import Profiler, remove_measured
 from device_agents.remote.self_tests import SelfTests
 from device_agents.remote_commands import confirm_settings, handlers_of, notices
 from device_agents.spool.running import RunningSpool, link_needed
@@ -184,6 +184,7 @@ class Agent:
             DiskError: the disk failed.
         """
         await self._installed.start()
+        await in_thread(remove_measured, self._parts.disk)
         for model, boot in self._installed.boots.items():
             self._add_updater(model, boot.state, boot)
         self._installed.events.pass_on(self._events)

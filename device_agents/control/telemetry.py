@@ -17,6 +17,8 @@ from edgekit.sketches.sketch import Sketch
 
 log = logging.getLogger(__name__)
 
+MAX_WAITING = 256  # sketches: of a device with so many models that one message has no room for all
+
 
 class Window:
     """Computes the increase of rising totals since the last message that was sent.
@@ -85,23 +87,33 @@ class TelemetrySender:
             sketches = joined(sketches, self._take_sketches())
             number += 1
             message = window.peek(totals, now=now, at=self._clock.wall())
-            message = msgspec.structs.replace(message, sketches=sketches, session=self._session, number=number)
+            sent, later = split_sketches(sketches)
+            message = msgspec.structs.replace(message, sketches=sent, session=self._session, number=number)
             try:
                 await self._link.telemetry(message)
                 window.sent(totals, now=now)
-                sketches = {}
+                sketches = later
             except PacketTooLargeError as error:  # a longer window would not be smaller
                 log.error("telemetry is dropped: %s", error)
                 window.sent(totals, now=now)
-                sketches = {}
+                sketches = later
             except TransportError as error:
                 log.debug("telemetry waits: %s", error)
 
 
 def joined(waiting: Mapping[str, Sketch], taken: Mapping[str, Sketch]) -> dict[str, Sketch]:
-    """Sketches that were not sent, with new ones; at most MAX_SKETCHES, and the new ones come first."""
-    both = {key: sketch.merged(waiting[key]) if key in waiting else sketch for key, sketch in taken.items()}
-    return dict([*both.items(), *((k, v) for k, v in waiting.items() if k not in both)][:MAX_SKETCHES])
+    """Sketches that were not sent, and new ones after them; of more than MAX_WAITING, the oldest are dropped."""
+    both = {
+        key: sketch.merged(waiting[key]) if key in waiting and key in taken else sketch
+        for key, sketch in {**waiting, **taken}.items()
+    }
+    return dict(list(both.items())[-MAX_WAITING:])
+
+
+def split_sketches(sketches: Mapping[str, Sketch]) -> tuple[dict[str, Sketch], dict[str, Sketch]]:
+    """The sketches of one message, those that wait longest, and the others, which come with the next message."""
+    items = list(sketches.items())
+    return dict(items[:MAX_SKETCHES]), dict(items[MAX_SKETCHES:])
 
 
 def flatten(counters: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -102,15 +102,8 @@ class Profiler:
             measured = await self._measure(arguments)
             after = await in_thread(self._condition)
         finally:
-            await in_thread(self.clean)
+            await in_thread(remove_measured, self._disk)
         return _answer(manifest, measured, before, after, self._options.threads)
-
-    def clean(self) -> None:
-        """Remove what an interrupted measurement left. A disk that cannot be written is logged."""
-        try:
-            self._disk.remove(FOLDER)
-        except DiskError as error:
-            log.warning("the folder of a measurement cannot be removed: %s", error)
 
     async def _resolve(self, asked: ProfileArguments) -> tuple[Manifest, TargetFile]:
         path = target_path(asked.model, asked.target, asked.version)
@@ -131,7 +124,7 @@ class Profiler:
         return manifest, file
 
     async def _fetch(self, manifest: Manifest, file: TargetFile) -> None:
-        await in_thread(self.clean)
+        await in_thread(remove_measured, self._disk)
         await in_thread(self._disk.write, f"{FOLDER}/{MANIFEST_NAME}", manifest.canonical_bytes())
         offers = parse_offers(file.custom or {})
         download = BundleDownload(self._disk, self._source, self._counters, offers=offers, check_cost=self._check_cost)
@@ -162,6 +155,14 @@ class Profiler:
                 process.kill()
                 await process.wait()
         return read_measured(process.returncode or 0, said, errors, asked)
+
+
+def remove_measured(disk: Disk) -> None:
+    """Remove what a measurement left, also one that was interrupted. A disk that cannot be written is logged."""
+    try:
+        disk.remove(FOLDER)
+    except DiskError as error:
+        log.warning("the folder of a measurement cannot be removed: %s", error)
 
 
 def read_measured(status: int, said: bytes, errors: bytes, asked: ProfileArguments) -> Measured:

@@ -34,7 +34,7 @@ SLOWER = 1.5  # times the baseline's 95th percentile
 SHIFT = 0.15  # largest difference of the shares below a value
 MORE_ERRORS, MORE_AWAY = 0.01, 0.10  # shares of requests
 HOT_CELSIUS = 80.0
-MAX_BUNDLES = 8  # baselines kept for a device
+MAX_BUNDLES = 64  # baselines kept for a device, those that served last
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -14,10 +14,12 @@ from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import HashAlgorithm, HashType, Property
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.license import License, LicenseExpression
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
 from edgekit.bundle.manifest import Manifest
+from edgekit.errors import SettingsError
 from edgekit.registry.components import PACKAGES
 
 _NAMESPACE = uuid.UUID("6f1c1a0e-6f5f-5d6e-9d0f-0a4f3f5b7c11")  # of edgekit's serial numbers
@@ -33,6 +35,9 @@ def bill_of(
         manifest: The bundle's manifest.
         licences: SPDX ids or expressions of the model, as its publisher gives them; a bundle does not know them.
         report: The bundle's ``report.json``, for the digests of the data; None where it has none.
+
+    Raises:
+        SettingsError: a licence is empty, or an expression stands beside others, which CycloneDX does not allow.
     """
     model = _component(
         ComponentType.MACHINE_LEARNING_MODEL,
@@ -41,7 +46,7 @@ def bill_of(
         digest=manifest.digest,
         properties=_properties(manifest),
     )
-    model.licenses.update(LicenseFactory().make_from_string(one) for one in licences)
+    model.licenses.update(_licences(licences))
     parts = [*_files(manifest), *_source(manifest, report or {}), *_data(report or {}), _runtime(manifest)]
     tools = [_tool(name, version) for name, version in sorted(manifest.tools.items())]
     bom = Bom(serial_number=uuid.uuid5(_NAMESPACE, manifest.digest), components=parts)
@@ -52,6 +57,19 @@ def bill_of(
     document: dict[str, Any] = msgspec.json.decode(JsonV1Dot6(bom).output_as_string())
     document.get("metadata", {}).pop("timestamp", None)
     return document
+
+
+def _licences(texts: Sequence[str]) -> list[License]:
+    if any(not one.strip() for one in texts):
+        raise SettingsError("a licence is empty", advice="Give an SPDX id, for example Apache-2.0.")
+    made = [LicenseFactory().make_from_string(one) for one in dict.fromkeys(texts)]
+    if len(made) > 1 and any(isinstance(one, LicenseExpression) for one in made):
+        together = " AND ".join(f"({one})" for one in texts)
+        raise SettingsError(
+            f"{len(made)} licences, of which one is an expression, cannot stand beside each other",
+            advice=f"Write one expression, for example: --licence {together!r}",
+        )
+    return made
 
 
 def _component(

@@ -12,7 +12,7 @@ from edgekit.errors import DataError
 from edgekit.mqtt.messages import Reported
 from edgekit.state._sql import put_all, untrusted_json
 from edgekit.state.attributes import Attribute, ChangedRows, report_attributes, traits
-from edgekit.state.tables import assignments, presence, reports
+from edgekit.state.tables import assignments, presence, reports, telemetry_marks
 
 MAX_DEVICES = 10_000
 
@@ -43,6 +43,7 @@ class Written(NamedTuple):
     digest: str
     rows: list[Attribute]
     assignment: int
+    session: int
 
 
 class Stored(NamedTuple):
@@ -130,13 +131,17 @@ class ReportWriter:
             last = None
         if last is None or last.assignment != one.report.assignment:
             self._raise_assignment(connection, one.report)
+        if last is None or last.session != one.report.session:
+            self._lower_mark(connection, one.report)
         if one.digest != before.indexed and last is not None:
             changed.update(name, last.rows, one.rows)
         elif one.digest != before.indexed:
             changed.replace(name, one.rows)
         if name not in self._written and len(self._written) >= MAX_DEVICES:
             self._written.clear()
-        self._written[name] = Written(one.report.number, one.digest, one.rows, one.report.assignment)
+        self._written[name] = Written(
+            one.report.number, one.digest, one.rows, one.report.assignment, one.report.session
+        )
 
     def _raise_assignment(self, connection: sa.Connection, report: Reported) -> None:
         """Give the device's assignment a version above the accepted one, in case the database was restored."""
@@ -144,6 +149,12 @@ class ReportWriter:
             return
         accepted = {"of_fleet": self._fleet, "of_device": report.device, "accepted": report.assignment}
         connection.execute(_RAISE, accepted)
+
+    def _lower_mark(self, connection: sa.Connection, report: Reported) -> None:
+        """Take telemetry of the signed session, also where that of a later one is stored: the disk was lost since."""
+        if 0 < report.session <= MAX_INTEGER:
+            signed = {"of_fleet": self._fleet, "of_device": report.device, "signed": report.session}
+            connection.execute(_LOWER, signed)
 
     def _put_presence(self, connection: sa.Connection, live: Sequence[CheckedReport], now: float) -> None:
         """Note that the devices are online. The session is signed, so it also corrects a forged or a lost one."""
@@ -169,6 +180,12 @@ _STORED = (
     .where(reports.c.device.in_(sa.bindparam("names", expanding=True)))
     .order_by(reports.c.device)  # two controllers lock the rows in one order
     .with_for_update()
+)
+_LOWER = (
+    telemetry_marks.update()
+    .where(telemetry_marks.c.fleet == sa.bindparam("of_fleet"), telemetry_marks.c.device == sa.bindparam("of_device"))
+    .where(telemetry_marks.c.session > sa.bindparam("signed"))
+    .values(session=sa.bindparam("signed"), number=0)
 )
 _RAISE = (
     assignments.update()

@@ -21,8 +21,8 @@ from edgekit.state.drift import is_drift
 from edgekit.state.tables import alarms, telemetry_hours, telemetry_marks
 
 HOUR_SECONDS = 3600
-MAX_COUNTERS, MAX_NAME = 300, 160
-MAX_ROLLED_SKETCHES = 200  # of one hour of one device
+MAX_COUNTERS, MAX_NAME = 2_000, 160  # counters that are not 0: a busy model has about ten
+MAX_ROLLED_SKETCHES = 512  # of one hour of one device
 JUDGED_AT_ONCE = 200
 MAX_TEXT = 500
 ALARM = "alarm"
@@ -227,8 +227,9 @@ def check_telemetry(telemetry: Telemetry) -> CheckedTelemetry:
             raise DataError(f"{word} is {rising}, expected 0 to {MAX_INTEGER}")
     if fault := number_fault("seconds", telemetry.seconds, 0, 1e7):
         raise DataError(fault)
-    if len(telemetry.counters) > MAX_COUNTERS or len(telemetry.sketches) > MAX_SKETCHES:
-        found = f"{len(telemetry.counters)} counters and {len(telemetry.sketches)} sketches"
+    changed = sum(1 for value in telemetry.counters.values() if value)
+    if changed > MAX_COUNTERS or len(telemetry.sketches) > MAX_SKETCHES:
+        found = f"{changed} counters and {len(telemetry.sketches)} sketches"
         raise DataError(f"the telemetry has {found}, expected at most {MAX_COUNTERS} and {MAX_SKETCHES}")
     counters: dict[str, float] = {}
     for name, value in telemetry.counters.items():

@@ -494,3 +494,11 @@ async def test_a_result_waits_for_the_broker(desk, device, monkeypatch):
     desk.broker.restore(DEVICE)
     await device.until(lambda: desk.said("result"))
     assert open_envelope(desk.said("result")[0], messages.Result, device.signer.public_key).ok
+
+
+async def test_what_a_killed_measurement_left_is_removed_at_the_next_start(desk, device):
+    """The agent was killed while `profile` ran: its downloaded bundle is nothing that the device runs."""
+    await device.stop()
+    device.disk.write("profiling/model.tflite", b"x" * 1000)
+    await device.start()
+    assert not device.disk.exists("profiling/model.tflite")

@@ -14,6 +14,7 @@ from edgekit.cli.common.selection import parse_cohort, with_groups
 from edgekit.cli.registry.options import registry_options
 from edgekit.cli.rollout.text import time_text
 from edgekit.errors import NotFoundError, UnavailableError
+from edgekit.filters.values import FLAGS
 from edgekit.mqtt.topics import DEVICE_NAME
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _orders(state: FleetState, settings: ControlSettings, who: str) -> tuple[lis
     """The signed assignments of the chosen devices, and the names of those without one.
 
     Raises:
-        NotFoundError: nobody is chosen, or nothing is assigned to any of them.
+        NotFoundError: nobody is chosen, there is no such device, or nothing is assigned to any of them.
         UnavailableError: an assignment is not signed.
     """
     from edgekit.registry.offline import Order
@@ -82,6 +83,8 @@ def _orders(state: FleetState, settings: ControlSettings, who: str) -> tuple[lis
     known = {one.name for one in state.devices.all()} if DEVICE_NAME.fullmatch(who) else set()
     if who in known:
         names = [who]
+    elif DEVICE_NAME.fullmatch(who) and who not in FLAGS:  # no other single word is a filter
+        raise state.devices.unknown(who)
     else:
         cohort = with_groups(state, parse_cohort((), (), who))
         names = [

@@ -76,7 +76,7 @@ def test_a_file_has_what_its_devices_need(shell: Shell, tmp_path: Path) -> None:
         ("'label.site == nowhere'", 1, "no device of fleet 'f1' matches"),
         ("pi-2", 1, "are not signed"),
         ("'target = x'", 2, "cannot be read"),
-        ("nobody", 2, "is no field"),
+        ("nobody", 1, "no device 'nobody' is enrolled"),
     ],
 )
 def test_nothing_is_written_for_nobody(shell: Shell, tmp_path: Path, who: str, status: int, says: str) -> None:

@@ -77,6 +77,10 @@ def test_the_bill_is_valid_complete_and_always_the_same(shell: Shell, tmp_path: 
     assert tools == {("tensorflow", "2.20.0"), ("onnx", "1.18.0")}
     shell("edgekit registry bom digits 1.0.0 --licence Apache-2.0 -o bill.json")
     assert (tmp_path / "bill.json").read_text().strip() == text.strip()
+    for one in ("'MIT OR Apache-2.0' --licence MIT", "' '"):
+        assert "licence" in shell(f"edgekit registry bom digits 1.0.0 --licence {one}", expect=1)[1]
+    text, _ = shell("edgekit registry bom digits 1.0.0 --licence 'MIT OR Apache-2.0'")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     assert "has no digits 9.0.0" in shell("edgekit registry bom digits 9.0.0", expect=1)[1]
     shell("edgekit registry bom digits 1.0.0 --target raspberry-pi-4", expect=1)
 

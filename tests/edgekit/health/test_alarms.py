@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgekit.health.alarms import BASELINE_HOURS, Baseline, Finding, Limits, judge_hour
+from edgekit.health.alarms import BASELINE_HOURS, MAX_BUNDLES, Baseline, Finding, Limits, judge_hour
 from edgekit.health.summary import summarise
 from edgekit.sketches.signals import ROUTES, Signal, latency_value
 from edgekit.sketches.sketch import Recorder, Sketch
@@ -112,10 +112,14 @@ def test_a_new_bundle_begins_a_baseline_of_its_own() -> None:
     found = judge_hour(base, 24, an_hour(rng, digest="f" * 12, shift=0.5, ms=500.0))
     assert alarms(found.findings) == set()
     assert found.fresh == {"digits"}
-    for number in range(20):
-        base = judge_hour(base, 25 + number, an_hour(rng, 60, digest=f"{number:012d}")).baselines
-    assert len(base) == 8
-    assert f"digits@{19:012d}" in base
+    hour = an_hour(rng, 60)
+    many = {key.replace(DIGEST, f"{number:012d}"): one for number in range(60) for key, one in hour.items()}
+    found = judge_hour(base, 25, many)
+    assert {f"digits@{number:012d}" for number in range(60)} < found.baselines.keys(), "a device may have many models"
+    base = judge_hour(found.baselines, 26, {key.replace("@0", "@1"): one for key, one in many.items()}).baselines
+    assert len(base) == MAX_BUNDLES
+    assert f"digits@1{59:011d}" in base
+    assert f"digits@{DIGEST}" not in base
 
 
 def test_a_summary_says_what_the_hours_said() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from edgekit.errors import DataError, NotFoundError
 from edgekit.health.alarms import BASELINE_HOURS
-from edgekit.mqtt.messages import Event, Telemetry
+from edgekit.mqtt.messages import Event, Reported, Telemetry
 from edgekit.rollout.cohort import Device
 from edgekit.sketches.sketch import Sketch, made
 from edgekit.state import FleetState, open_fleet_state
@@ -75,6 +75,27 @@ def test_messages_of_an_hour_add_up_once_each(state: FleetState) -> None:
     assert [one.start for one in state.telemetry.hours("a", since=10.5 * HOUR)] == [11 * HOUR]
 
 
+def test_a_device_that_lost_its_disk_is_heard_again(state: FleetState) -> None:
+    """Its sessions begin anew; its signed report says in which one it is, so nothing waits for a restart."""
+    state.devices.save_report(Reported("a", "f", 50, 0.0, 0, {}, {}, session=57), 1.0)
+    assert state.telemetry.add(message(900, session=57), 2.0)
+    assert not state.telemetry.add(message(1, session=2), 3.0)
+    state.devices.save_report(Reported("a", "f", 51, 0.0, 0, {}, {}, session=2), 4.0)
+    assert state.telemetry.add(message(2, session=2), 5.0)
+    assert not state.telemetry.add(message(2, session=2), 6.0)
+    state.devices.save_report(Reported("a", "f", 52, 0.0, 0, {}, {}, session=2), 7.0)
+    assert not state.telemetry.add(message(2, session=2), 8.0)
+    assert state.telemetry.add(message(1, session=58), 9.0)
+
+
+def test_a_device_with_many_models_is_heard(state: FleetState) -> None:
+    """Counters that did not rise cost nothing, so that forty models with thirty counters each are no fault."""
+    counters = {f"m{model}.c{n}": float(n < 10) for model in range(40) for n in range(30)}
+    assert state.telemetry.add(msgspec.structs.replace(message(1), counters=counters), 0.0)
+    (hour,) = state.telemetry.hours("a")
+    assert len(hour.body.counters) == 400
+
+
 def test_messages_without_a_number_or_content_are_not_rolled_up(state: FleetState) -> None:
     """Older agents cannot be told from their repetitions; an idle device costs no row."""
     assert not state.telemetry.add(Telemetry("a", 0.0, 60.0, {"n": 5.0}), 1.0)
@@ -90,7 +111,7 @@ def test_messages_without_a_number_or_content_are_not_rolled_up(state: FleetStat
         {"sketches": {f"m@0123456789ab/input.{n}": routes(1) for n in range(65)}},
         {"counters": {"n": float("nan")}},
         {"counters": {"n": -1.0}},
-        {"counters": {f"n{n}": 1.0 for n in range(301)}},
+        {"counters": {f"n{n}": 1.0 for n in range(2_001)}},
         {"counters": {"n" * 161: 1.0}},
         {"seconds": float("inf")},
         {"number": 2**60},

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agents.control.telemetry import joined
+from device_agents.control.telemetry import MAX_WAITING, joined, split_sketches
 from device_agents.inference.egress_rules import tells_inputs
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
@@ -81,15 +81,22 @@ def test_a_strange_model_cannot_make_it_large() -> None:
 
 
 def test_sketches_that_were_not_sent_wait_and_stay_bounded() -> None:
-    """They join the next ones; names beyond the limit are dropped, the oldest first."""
+    """They join the next ones; names beyond the limit are dropped, the oldest first. The oldest are sent first."""
     one, other = (Recorder(0) for _ in range(2))
     one.add(1.0)
     other.add(2.0)
     first, second = one.sketch(), other.sketch()
     assert joined({"m/score": first}, {"m/score": second})["m/score"] == first.merged(second)
-    many = joined({f"old-{n}/score": first for n in range(MAX_SKETCHES)}, {"new/score": second})
-    assert len(many) == MAX_SKETCHES
+    many = joined({f"old-{n}/score": first for n in range(MAX_WAITING)}, {"new/score": second})
+    assert len(many) == MAX_WAITING
     assert "new/score" in many
+    assert "old-0/score" not in many
+    sent, later = split_sketches(many)
+    assert len(sent) == MAX_SKETCHES
+    assert {**sent, **later} == many
+    busy = {f"m{n}/score": first for n in range(MAX_SKETCHES + 20)}
+    sent, later = split_sketches(busy)
+    assert set(split_sketches(joined(later, busy))[0]) > busy.keys() - sent.keys(), "every model has its turn"
 
 
 def test_the_wire_form_is_read_back() -> None:
