@@ -111,6 +111,10 @@ class Transport(Protocol):
         """Call `listener(connected)` after every change; on connect, after subscribing."""
         ...
 
+    def spread_reconnects(self, seconds: float) -> None:
+        """Wait a random part of `seconds` before connecting again, so that not all clients of a broker come at once."""
+        ...
+
 
 class Store(Protocol):
     """A blob store; names contain slashes, and writes are atomic."""

@@ -35,7 +35,6 @@ from device_agents.update.probation import ProbationLimits
 from edgekit.bundle.compat import Facts, mismatches
 from edgekit.clock import SystemClock
 from edgekit.errors import SettingsError
-from edgekit.mqtt.options import TransportOptions
 from edgekit.mqtt.topics import check_device_name, check_name
 from edgekit.mqtt.transport import MqttTransport
 from edgekit.protocols import Transport, Will
@@ -46,7 +45,6 @@ from edgekit.trust.client import TrustClient
 from edgekit.trust.keys import load_signer
 
 PROBE_SECONDS = 20.0
-SPREAD_HEARTBEATS, MAX_SPREAD_SECONDS = 1.5, 60.0  # in which the devices of a broker that restarts come back
 
 
 def sample_hold(settings: AgentSettings) -> str:
@@ -59,7 +57,6 @@ def sample_hold(settings: AgentSettings) -> str:
 def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None = None) -> MqttTransport:
     """The broker connection; the user name is the device's name unless the URL has one. Raises SettingsError."""
     username = None if "@" in settings.broker else settings.device
-    spread = min(SPREAD_HEARTBEATS * settings.heartbeat_seconds, MAX_SPREAD_SECONDS)
     tls = tls_files(settings)
     if tls.certificate is not None and tls.key is not None:
         mend_pair(tls.certificate, tls.key)
@@ -71,7 +68,6 @@ def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None
         ca=tls.ca,
         certificate=tls.certificate,
         key=tls.key,
-        options=TransportOptions(spread_seconds=spread),
     )
 
 

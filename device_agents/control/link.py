@@ -234,14 +234,22 @@ class ControlLink:
     def _on_hints(self, message: Message) -> None:
         try:
             hints = messages.decode(message.payload, messages.FleetHints)
-            if fault := number_fault("spread_seconds", hints.spread_seconds, 0.0, messages.MAX_SPREAD_SECONDS):
+            if fault := _hints_fault(hints):
                 raise DataError(fault)
         except DataError as error:
             self.dropped += 1
             log.warning("fleet hints were dropped: %s", error)
             return
         self.hints = hints
+        self._transport.spread_reconnects(hints.reconnect_seconds)
         self.hints_changed.set()
 
     def _topic(self, kind: str) -> str:
         return topics.device(self._fleet, self._device, kind)
+
+
+def _hints_fault(hints: messages.FleetHints) -> str:
+    """Why nobody can obey `hints`; empty if one can."""
+    return number_fault("spread_seconds", hints.spread_seconds, 0.0, messages.MAX_SPREAD_SECONDS) or number_fault(
+        "reconnect_seconds", hints.reconnect_seconds, 0.0, messages.MAX_RECONNECT_SECONDS
+    )

@@ -94,6 +94,9 @@ class FileTransport:
         """Call `listener` at the start."""
         self._listeners.append(listener)
 
+    def spread_reconnects(self, seconds: float) -> None:
+        """Nothing: the file is never lost."""
+
     def _deliver(self, topic: str, payload: bytes) -> None:
         handler = self._handlers.get(topic)
         if handler is not None:

@@ -1,4 +1,4 @@
-"""The hint service: tells all devices whether the fleet is paused, in a retained message."""
+"""The hint service: sends all devices the fleet's pause and its time to reconnect, in a retained message."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import FleetHints, encode
+from edgekit.mqtt.reconnecting import reconnect_seconds
 from edgekit.protocols import Transport
 
 if TYPE_CHECKING:
@@ -28,17 +29,18 @@ class HintService:
         """Publish again after a reconnect, because the broker may have lost its retained messages."""
         self._published = None
 
-    async def publish(self, pause: FleetPause) -> None:
+    async def publish(self, pause: FleetPause, devices: int) -> None:
         """Publish the hints if the broker does not have them.
 
         Args:
             pause: Whether the fleet is paused.
+            devices: Number of enrolled devices.
 
         Raises:
             TransportError: the broker cannot be reached; the next call repeats the work.
         """
-        hints = FleetHints(paused=pause.paused)
-        if hints == self._published or (self._published is None and not pause.since):
-            return  # a fleet that was never paused has no message
+        hints = FleetHints(paused=pause.paused, reconnect_seconds=reconnect_seconds(devices))
+        if hints == self._published:
+            return
         await self._transport.publish(self._topic, encode(hints), qos=1, retain=True)
         self._published = hints

@@ -272,7 +272,8 @@ class Controller:
 
     async def _publish(self, work: Work) -> None:
         if self._transport.connected:
-            await self.hints.publish(work.pause)  # before assignments, so that a paused fleet begins nothing
+            # Hints before assignments, so that a paused fleet begins nothing.
+            await self.hints.publish(work.pause, work.devices)
             await self.rollouts.publish(work)
             if work.commands:
                 await self.devices.send_commands()

@@ -16,6 +16,7 @@ from edgekit.sketches.sketch import Sketch
 
 MAX_PAYLOAD_BYTES = 256 * 1024
 MAX_SPREAD_SECONDS = 86_400.0  # a forged hint delays no device for longer
+MAX_RECONNECT_SECONDS = 300.0  # the same
 MAX_BROADCAST_BLOCKS = 3  # of 64 KiB, so that they fit one payload
 
 T = TypeVar("T")
@@ -466,10 +467,13 @@ class FleetHints(msgspec.Struct, frozen=True):
     Attributes:
         spread_seconds: Each device waits for a random part of this time before a change; at most MAX_SPREAD_SECONDS.
         paused: No device begins a change.
+        reconnect_seconds: After the end of a connection each device waits for a random part of this time before it
+            connects again; 0 to MAX_RECONNECT_SECONDS.
     """
 
     spread_seconds: float = 0.0
     paused: bool = False
+    reconnect_seconds: float = 0.0
 
 
 # Decoders are built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.

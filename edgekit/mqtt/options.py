@@ -17,8 +17,6 @@ class TransportOptions(msgspec.Struct, frozen=True, kw_only=True):
             also for the acknowledgement of a subscription.
         backoff_seconds, backoff_cap_seconds: The n-th attempt in a row waits a random time between 0 and
             min(cap, backoff * 2^n).
-        spread_seconds: After the end of an accepted connection, the first attempt waits a random time up to this one,
-            so that the clients of a broker that restarts do not all come at the same time.
         stable_seconds: n starts from 0 again after a connection that lasted this long.
         max_queued_messages, max_queued_bytes: Limits of the outgoing queue.
         max_payload_bytes: Larger payloads are refused.
@@ -29,7 +27,6 @@ class TransportOptions(msgspec.Struct, frozen=True, kw_only=True):
     publish_timeout_seconds: float = 10.0
     backoff_seconds: float = 1.0
     backoff_cap_seconds: float = 60.0
-    spread_seconds: float = 0.0
     stable_seconds: float = 60.0
     max_queued_messages: int = 256
     max_queued_bytes: int = 2 * 1024 * 1024

@@ -100,6 +100,7 @@ class MqttTransport:
         )
         self._clock = clock or SystemClock()
         self._luck = luck
+        self._reconnect_seconds = 0.0
         self._routes: dict[str, Route] = {}
         self._matcher = MQTTMatcher()  # type: ignore[no-untyped-call]
         self._listeners: list[Callable[[bool], None]] = []
@@ -237,6 +238,10 @@ class MqttTransport:
         if self.address.tls:
             self._target = msgspec.structs.replace(self._target, tls=tls_context(ca, certificate, key))
 
+    def spread_reconnects(self, seconds: float) -> None:
+        """Wait a random time of up to `seconds` before the first attempt after the end of an accepted connection."""
+        self._reconnect_seconds = seconds
+
     # --- the connection
 
     async def _run(self) -> None:
@@ -260,7 +265,7 @@ class MqttTransport:
                 failures = 0
             wait = backoff(failures, options.backoff_seconds, options.backoff_cap_seconds, self._luck())
             if lasted is not None:
-                wait = max(wait, options.spread_seconds * self._luck())
+                wait = max(wait, self._reconnect_seconds * self._luck())
             await asyncio.sleep(wait)
             failures += 1
 

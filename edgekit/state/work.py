@@ -22,6 +22,7 @@ class Work(msgspec.Struct, frozen=True):
         unpublished: True where the broker does not have a signed assignment.
         commands: True where a command waits for its device, or is late.
         pause: Whether the fleet is paused.
+        devices: Number of enrolled devices.
     """
 
     change: float = 0.0
@@ -30,6 +31,7 @@ class Work(msgspec.Struct, frozen=True):
     unpublished: bool = False
     commands: bool = False
     pause: FleetPause = FleetPause()
+    devices: int = 0
 
 
 class WorkTable(FleetTable):
@@ -47,6 +49,7 @@ class WorkTable(FleetTable):
             unpublished=bool(row.unpublished),
             commands=bool(row.commands),
             pause=FleetPause(bool(row.paused), row.reason, row.since) if row.since is not None else FleetPause(),
+            devices=row.devices,
         )
 
 
@@ -58,6 +61,7 @@ def _statement() -> sa.Select[tuple[object, ...]]:
         sa.select(reports.c.received).where(reports.c.fleet == fleet).order_by(reports.c.received.desc()).limit(1)
     )
     enrolled = sa.select(sa.func.max(devices.c.enrolled)).where(devices.c.fleet == fleet)
+    count = sa.select(sa.func.count()).select_from(devices).where(devices.c.fleet == fleet)
     active = sa.select(rollouts.c.id).where(rollouts.c.fleet == fleet, rollouts.c.state.in_(ACTIVE))
     mine = sa.select(assignments.c.device).where(assignments.c.fleet == fleet)
     due = sa.or_(assignments.c.payload.is_(None), assignments.c.expires < sa.bindparam("renew_before"))
@@ -68,6 +72,7 @@ def _statement() -> sa.Select[tuple[object, ...]]:
     return sa.select(
         received.scalar_subquery().label("received"),
         enrolled.scalar_subquery().label("enrolled"),
+        count.scalar_subquery().label("devices"),
         active.exists().label("rollouts"),
         mine.where(due).exists().label("unsigned"),
         unpublished.exists().label("unpublished"),

@@ -177,6 +177,7 @@ class MemoryTransport:
         handler_errors: Number of handlers and listeners that raised.
         started: True between `start` and `stop`.
         takeovers: As the protocol says.
+        reconnect_seconds: What `spread_reconnects` was given last.
     """
 
     def __init__(self, broker: MemoryBroker, client_id: str, *, will: Will | None = None) -> None:
@@ -185,6 +186,7 @@ class MemoryTransport:
         self.routes: dict[str, tuple[Handler, int, str]] = {}
         self.handler_errors = 0
         self.takeovers = 0
+        self.reconnect_seconds = 0.0
         self.started = False
         self._broker = broker
         self._connected = asyncio.Event()
@@ -254,6 +256,10 @@ class MemoryTransport:
     def on_connection(self, listener: Callable[[bool], None]) -> None:
         """As the protocol says."""
         self._listeners.append(listener)
+
+    def spread_reconnects(self, seconds: float) -> None:
+        """Note the time; the broker in memory says when its clients come back."""
+        self.reconnect_seconds = seconds
 
     def set_connected(self, connected: bool) -> None:
         """Called by the broker when the connection was made or lost."""

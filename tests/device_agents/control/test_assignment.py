@@ -64,6 +64,28 @@ async def test_a_spread_out_of_range_delays_nothing(desk, device, spread):
     await device.settled("1.0.0")
 
 
+async def test_the_time_to_reconnect_is_that_of_the_newest_hints(desk, device):
+    """It is the transport's, stays after a loss of the broker, and hints without one take it back."""
+    assert device.transport.reconnect_seconds == 0.0
+    hint(desk, reconnect_seconds=messages.MAX_RECONNECT_SECONDS)
+    await device.until(lambda: device.transport.reconnect_seconds == messages.MAX_RECONNECT_SECONDS)
+    desk.broker.stop()
+    assert device.transport.reconnect_seconds == messages.MAX_RECONNECT_SECONDS
+    desk.broker.start()
+    hint(desk)
+    await device.until(lambda: device.transport.reconnect_seconds == 0.0)
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, -1.0, messages.MAX_RECONNECT_SECONDS * 1.01])
+async def test_a_time_to_reconnect_out_of_range_is_dropped_with_its_hints(desk, device, seconds):
+    """No forged message keeps a device from its broker for longer; the good hints before it stay."""
+    hint(desk, reconnect_seconds=4.0)
+    await device.until(lambda: device.transport.reconnect_seconds == 4.0)
+    hint(desk, reconnect_seconds=seconds, paused=True)
+    await device.until(lambda: device.agent._counters()["agent.dropped_messages"] == 1.0)
+    assert (device.transport.reconnect_seconds, device.agent._link.hints.paused) == (4.0, False)
+
+
 def test_a_turn_keeps_its_place():
     """The spread begins when the fleet is not paused. A device's share of it stays the same, whatever arrives."""
     turn = Turn(luck=0.5).at(10.0, paused=True)

@@ -1,9 +1,12 @@
 """Steering through a real controller: a paused fleet, another attempt, and one device that leaves."""
 
+from edgekit.mqtt import topics
+from edgekit.mqtt.reconnecting import reconnect_seconds
+from edgekit.rollout.cohort import Device
 from edgekit.rollout.plan import Wave
 from edgekit.rollout.values import Cancelled, Retried, RolloutState
 from tests.edgekit.controller.test_with_an_agent import fleet_of_one
-from tests.simulators.control import ControlSide
+from tests.simulators.control import FLEET, TARGET, ControlSide
 from tests.simulators.device import DEVICE
 
 ALL = (Wave(share=1.0),)
@@ -23,6 +26,20 @@ async def test_a_paused_fleet_begins_nothing_until_it_is_resumed(tmp_path):
         side.state.pause.set(False, side.clock.wall())
         await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
         assert [entry.what for entry in side.state.audit.entries(what="fleet")] == ["fleet.resume", "fleet.pause"]
+
+
+async def test_devices_learn_how_long_to_take_to_come_back(tmp_path):
+    """From a real controller to a real agent; enrolling changes it, the pause keeps it, and nothing is sent twice."""
+    async with fleet_of_one(tmp_path) as (side, device):
+        await side.until(lambda: device.transport.reconnect_seconds == reconnect_seconds(1))
+        for number in range(99):
+            side.state.devices.enroll(Device(f"more-{number}", TARGET, "", enrolled=side.clock.wall()))
+        await side.until(lambda: device.transport.reconnect_seconds == reconnect_seconds(100))
+        side.state.pause.set(True, side.clock.wall())
+        await side.until(lambda: device.agent._link.hints.paused)
+        assert device.transport.reconnect_seconds == reconnect_seconds(100) > reconnect_seconds(1)
+        sent = [one for one in side.broker.published if one.topic == topics.fleet_hints(FLEET)]
+        assert len(sent) <= 6  # in hundreds of rounds of the controller
 
 
 async def test_a_second_attempt_reaches_the_device_that_failed(tmp_path):

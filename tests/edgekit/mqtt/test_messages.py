@@ -52,6 +52,18 @@ def test_a_map_with_wrong_values_is_a_data_error_or_a_message(kind: type[msgspec
     check(msgspec.msgpack.encode(wrong), kind)
 
 
+def test_hints_with_a_time_to_reconnect_are_read_by_older_agents_and_their_absence_by_newer_ones() -> None:
+    """An agent that does not know the field reads the others; hints of an older controller have no time."""
+
+    class OldHints(msgspec.Struct, frozen=True):
+        spread_seconds: float = 0.0
+        paused: bool = False
+
+    new = messages.FleetHints(spread_seconds=3.0, paused=True, reconnect_seconds=16.0)
+    assert decode(encode(new), OldHints) == OldHints(3.0, True)
+    assert decode(encode(OldHints(3.0, True)), messages.FleetHints) == messages.FleetHints(3.0, True, 0.0)
+
+
 def test_a_deeply_nested_payload_is_a_data_error() -> None:
     """100,000 nested arrays do not exhaust the stack."""
     with pytest.raises(DataError):

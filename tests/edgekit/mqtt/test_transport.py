@@ -506,11 +506,21 @@ async def test_clients_of_a_broker_that_restarts_come_back_over_a_time(
 ) -> None:
     """The first attempt after an accepted connection waits its share of the spread, also after a stable minute."""
     broker.closing = True
-    late = make(clock=LeapingClock(61.0), spread_seconds=3600.0, luck=lambda: 0.9)
+    late = make(clock=LeapingClock(61.0), luck=lambda: 0.9)
+    late.spread_reconnects(300.0)
     await late.start()
     await until(lambda: len(broker.connects) == 1)
-    soon = make(clock=LeapingClock(61.0), spread_seconds=3600.0, luck=lambda: 0.0)
+    soon = make(clock=LeapingClock(61.0), luck=lambda: 0.0)
+    soon.spread_reconnects(300.0)
     await soon.start()
     await until(lambda: len(broker.connects) >= 6)
     assert not late.connected
-    assert MqttTransport(broker.url, client_id="d2")._options.spread_seconds == 0.0
+
+
+async def test_a_client_without_a_spread_comes_back_at_once(
+    broker: ScriptedBroker, make: Callable[..., MqttTransport]
+) -> None:
+    """After the jitter of the backoff only; before a hint, no fleet is assumed."""
+    transport = await connect(make(luck=lambda: 0.9))
+    broker.drop()
+    await until(lambda: len(broker.connects) == 2 and transport.connected)
