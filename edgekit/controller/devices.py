@@ -328,12 +328,12 @@ class DeviceService:
 
     def tell(self, device: str, kind: str, error: str, message: str) -> None:
         """Store an event of the controller, once a minute for each device and kind."""
-        now = self._clock.wall()
-        if now - self._told_at.get((device, kind), float("-inf")) < SAME_EVENT_SECONDS:
+        now, running = self._clock.wall(), self._clock.monotonic()
+        if running - self._told_at.get((device, kind), float("-inf")) < SAME_EVENT_SECONDS:
             return
         if len(self._told_at) >= MAX_TOLD:
             self._told_at.clear()
-        self._told_at[device, kind] = now
+        self._told_at[device, kind] = running
         log.warning("%s: %s: %s", device, kind, message)
         self._state.devices.add_event(Event(device=device, kind=kind, at=now, error=error, message=message), now)
 

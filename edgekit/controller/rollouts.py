@@ -194,17 +194,17 @@ class RolloutService:
         """Note late successes and other changes on the devices of ended rollouts; at the start, all since their end."""
         last_change, last_at = self._watched
         if change != last_change:
-            since = last_at - OVERLAP_SECONDS if last_at else 0.0
+            since = last_at - OVERLAP_SECONDS if 0.0 < last_at <= now else 0.0
             for number in self._state.rollouts.watch_ended(now, since):
                 log.info("rollout %d has ended, and devices in it have changed since", number)
             self._watched = (change, now)
 
     def _survey(self, active: ActiveRollout, change: float, now: float) -> None:
         last = self._surveys.get(active.id) or _LastSurvey()
-        if now - last.targets >= MISSING_TARGETS_SECONDS:
+        if _elapsed(last.targets, now) >= MISSING_TARGETS_SECONDS:
             self._fill_targets(active.id, now)
             last.targets = now
-        full = last.revision != active.revision or now - last.full >= FULL_SURVEY_SECONDS
+        full = last.revision != active.revision or _elapsed(last.full, now) >= FULL_SURVEY_SECONDS
         due = active.wake_at is not None and now >= active.wake_at
         if last.gated and not due and 0 <= now - last.at < GATED_SECONDS:
             return
@@ -276,3 +276,8 @@ class RolloutService:
         )
         payload = sign_assignment(assignment, self._director)
         self._state.assignments.signed(stored.device, version, payload, expires)
+
+
+def _elapsed(since: float, now: float) -> float:
+    """Wall clock seconds since a time; no end of them where the clock was set back, so that everything is due."""
+    return now - since if since <= now else math.inf

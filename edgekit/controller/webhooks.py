@@ -17,7 +17,7 @@ import msgspec
 
 from edgekit.errors import UnavailableError
 from edgekit.protocols import Clock
-from edgekit.state.webhooks import SECRET_PREFIX
+from edgekit.state.webhooks import MAX_RETRY_SECONDS, SECRET_PREFIX
 
 if TYPE_CHECKING:
     from edgekit.state import FleetState
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 BATCH = 50
 POLL_SECONDS = 1.0
 LEASE_SECONDS = 120.0  # another controller continues so long after this one died
-FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 5.0, 3600.0
+FIRST_RETRY_SECONDS = 5.0
 
 Post = Callable[[str, bytes, Mapping[str, str]], int]
 

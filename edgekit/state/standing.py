@@ -25,6 +25,7 @@ from edgekit.trust.assignment import Entry
 # Built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
 _COHORT = msgspec.json.Decoder(Cohort)
 _ENTRIES = msgspec.json.Decoder(dict[str, Entry])
+LONGEST_AHEAD_SECONDS = 3600.0  # a later time is that of a clock that was ahead; the rate does not wait for it
 _ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)
 
 log = logging.getLogger(__name__)
@@ -162,9 +163,10 @@ class StandingTable(FleetTable):
                 continue
             names.append(row.name)
             allowance = allowance.taken()
-        if names:
+        if names or one.counted > now + LONGEST_AHEAD_SECONDS:
             values = {"tokens": allowance.tokens, "counted": allowance.counted}
             connection.execute(standing.update().where(standing.c.id == one.id).values(**values))
+        if names:
             self._record(connection, "assign.give", one.id, now, after={**one.summary, "devices": names})
         return names
 

@@ -22,6 +22,8 @@ from edgekit.state.tables import audit, events, webhooks
 KINDS = ("rollout", "alarm", "audit")
 SECRET_PREFIX = "whsec_"  # noqa: S105  # of the Standard Webhooks specification
 MAX_ERROR = 500
+MAX_RETRY_SECONDS = 3600.0
+MAX_CLOCK_SECONDS = 300.0  # that the clocks of two controllers may differ by
 _ROLLOUT_STEPS = ("rollout.assign", "rollout.keep", "rollout.bundle")  # many, and no decisions
 
 
@@ -181,7 +183,7 @@ class WebhookTable(FleetTable):
             lease_seconds: Time to deliver them in.
             limit: Notices of one webhook.
         """
-        due = sa.and_(webhooks.c.fleet == self._fleet, webhooks.c.next_at <= now)
+        due = sa.and_(webhooks.c.fleet == self._fleet, _is_due(now))
         with self._reading() as connection:
             numbers = connection.execute(_BEHIND, {"of_fleet": self._fleet, "now": now}).scalars().all()
         batches = []
@@ -258,13 +260,20 @@ def _alarm(fleet: str, row: sa.RowMapping) -> Notice:
     return Notice(f"event-{row['id']}", fleet, "alarm", row["at"], row["device"], "", data)
 
 
+def _is_due(now: float | sa.BindParameter[float]) -> sa.ColumnElement[bool]:
+    """The webhooks that may be posted to at `now`; a time that no wait has is that of a clock that was ahead."""
+    longest = now + (MAX_RETRY_SECONDS + MAX_CLOCK_SECONDS)
+    return sa.or_(webhooks.c.next_at <= now, webhooks.c.next_at > longest)
+
+
 def _behind() -> sa.Select[tuple[int]]:
     """The webhooks that are due and have not got the newest notices."""
     fleet: sa.BindParameter[str] = sa.bindparam("of_fleet")
     newest_audit = sa.select(sa.func.max(audit.c.number)).where(audit.c.fleet == fleet).scalar_subquery()
     newest_event = sa.select(sa.func.max(events.c.id)).where(events.c.fleet == fleet).scalar_subquery()
     behind = sa.or_(newest_audit > webhooks.c.audit_sent, newest_event > webhooks.c.event_sent)
-    return sa.select(webhooks.c.id).where(webhooks.c.fleet == fleet, webhooks.c.next_at <= sa.bindparam("now"), behind)
+    now: sa.BindParameter[float] = sa.bindparam("now", type_=sa.Double)
+    return sa.select(webhooks.c.id).where(webhooks.c.fleet == fleet, _is_due(now), behind)
 
 
 _BEHIND = _behind()  # built at import: building a statement takes longer than running it

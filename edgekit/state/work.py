@@ -16,7 +16,8 @@ class Work(msgspec.Struct, frozen=True):
     """The work of a round.
 
     Attributes:
-        change: Time of the last enrollment or report, wall clock seconds; 0 if there was none.
+        change: Time of the last enrollment or report, wall clock seconds; 0 if there was none. Times after now, of a
+            clock that was ahead, do not count: they would hide every later change.
         rollouts: True where a rollout is running or paused.
         unsigned: True where an assignment must be signed.
         unpublished: True where the broker does not have a signed assignment.
@@ -58,9 +59,12 @@ def _statement() -> sa.Select[tuple[object, ...]]:
     now: sa.BindParameter[float] = sa.bindparam("now")
     # The newest by the index on it; the largest of a fleet would read every report.
     received = (
-        sa.select(reports.c.received).where(reports.c.fleet == fleet).order_by(reports.c.received.desc()).limit(1)
+        sa.select(reports.c.received)
+        .where(reports.c.fleet == fleet, reports.c.received <= now)
+        .order_by(reports.c.received.desc())
+        .limit(1)
     )
-    enrolled = sa.select(sa.func.max(devices.c.enrolled)).where(devices.c.fleet == fleet)
+    enrolled = sa.select(sa.func.max(devices.c.enrolled)).where(devices.c.fleet == fleet, devices.c.enrolled <= now)
     count = sa.select(sa.func.count()).select_from(devices).where(devices.c.fleet == fleet)
     active = sa.select(rollouts.c.id).where(rollouts.c.fleet == fleet, rollouts.c.state.in_(ACTIVE))
     mine = sa.select(assignments.c.device).where(assignments.c.fleet == fleet)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
+from edgekit.clock import SystemClock
 from edgekit.controller.clocks import DeviceClocks
 from edgekit.errors import ClockError
+from edgekit.rollout.plan import Wave
+from edgekit.rollout.values import DeviceState
 from edgekit.trust.repository import Repository
 from tests.simulators.control import ControlSide
 from tests.simulators.publisher import DAY, Registry
@@ -73,6 +77,34 @@ def test_a_device_whose_own_clock_is_behind_is_told_so(registry: Registry) -> No
     with pytest.raises(ClockError, match="but the time is at least") as caught:
         device.client.refresh(now - 3 * DAY, {"time": int(now)})
     assert caught.value.advice.startswith("Set the clock")
+
+
+class ShiftedClock(SystemClock):
+    """A clock that a test sets ahead."""
+
+    ahead = 0.0
+
+    def wall(self) -> float:
+        return SystemClock.wall() + self.ahead
+
+
+async def test_a_rollout_goes_on_when_a_clock_that_was_ahead_is_set_right(tmp_path: Path) -> None:
+    """Reports that come then are surveyed, though one of a lost device has a time that is still to come."""
+    side = ControlSide(tmp_path)
+    side.clock = ShiftedClock()
+    side.clock.ahead = 30 * DAY
+    async with side:
+        digest = side.publish("digits", "1.0.0")
+        lost, late = [await side.device(name, behaviour="silent") for name in ("pi-1", "pi-2")]
+        side.start("digits", "1.0.0", waves=(Wave(share=1.0),))
+        await side.until(lambda: lost.versions and late.versions)
+        await side.until(lambda: side.state.work.look(side.clock.wall(), 0.0).change > time.time() + DAY)
+        await lost.transport.stop()
+        side.clock.ahead = 0.0
+        late.behaviour = "succeed"
+        late._deploy("digits", "1.0.0", digest)
+        await late.report()
+        await side.until(lambda: side.rollout().devices["pi-2"].state is DeviceState.SUCCEEDED)
 
 
 def test_the_controller_compares_its_clock_with_the_devices() -> None:

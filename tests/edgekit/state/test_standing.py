@@ -61,6 +61,14 @@ def test_the_rate_of_the_cohort_holds(state: FleetState) -> None:
     assert counts == [6, 0, 1, 1, 0, 3]
 
 
+def test_a_clock_that_was_ahead_stops_no_rate(state: FleetState) -> None:
+    """A day ahead, it gave what it might; set right, the rate goes on and not only after a day."""
+    enroll(state, *(f"d-{index:02}" for index in range(20)))
+    state.standing.add("m", {"t": entry()}, now=1000.0, version="1.0.0", per_hour=60)
+    counts = [len(state.standing.apply(now).get(1, [])) for now in (87_400.0, 1100.0, 1160.0, 1220.0)]
+    assert counts == [6, 0, 1, 1]
+
+
 def test_an_allowance_never_exceeds_its_rate() -> None:
     """Whatever the times: in every hour at most the rate and the burst of six minutes."""
     bucket, given = Allowance.start(30.0), 0

@@ -428,6 +428,16 @@ def test_of_reports_that_come_together_the_last_one_of_each_device_stays(state):
     assert state.devices.save_reports(checked, 3.0) == [8, 1, 8, 8, 8]
 
 
+def test_rows_of_a_clock_that_was_ahead_hide_no_change(state):
+    """The last change is the last one that has happened by now."""
+    state.devices.enroll(Device(name="a", target="t", public_key="pem", enrolled=9000.0))
+    state.devices.enroll(Device(name="b", target="t", public_key="pem", enrolled=1.0))
+    state.devices.save_report(reported(1), 9001.0)
+    assert state.work.look(5.0, 10.0).change == 1.0
+    state.devices.save_report(reported(2), 6.0)
+    assert state.work.look(7.0, 10.0).change == 6.0
+
+
 def test_a_look_finds_the_work_of_a_round(state):
     """And nothing where there is nothing to do."""
     assert state.work.look(5.0, 10.0) == Work()
