@@ -17,6 +17,7 @@ from edgekit.filters.parsing import MAX_CHARACTERS
 from edgekit.health.summary import Summary, summarise
 from edgekit.protocols import Clock
 from edgekit.registry import CatalogueEntry, RegistryReader
+from edgekit.rollout.allowance import MAX_PER_HOUR, MAX_RAMP
 from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.document import RolloutDocument, document
 from edgekit.rollout.gates import MAX_GATES, parse_gate
@@ -57,7 +58,7 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         consent, window: As `RolloutPlan`.
         canaries: The devices that come first, as a wave of their own, as a filter.
         approval: As `RolloutPlan`.
-        shadow, shadow_seconds, control: As `RolloutPlan`.
+        shadow, shadow_seconds, control, per_hour, ramp: As `RolloutPlan`.
         gates: Gates, as people write them, for example ``outcome drop <= 0.02``.
     """
 
@@ -83,6 +84,8 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     shadow: Annotated[int, Meta(ge=0, le=MAX_SHADOW)] = DEFAULTS.shadow
     shadow_seconds: Annotated[float, Meta(ge=1, le=MAX_SECONDS)] = DEFAULTS.shadow_seconds
     control: Literal["previous", "cohort"] = "previous"
+    per_hour: Annotated[float, Meta(ge=0, le=MAX_PER_HOUR)] = DEFAULTS.per_hour
+    ramp: Annotated[float, Meta(ge=1, le=MAX_RAMP)] = DEFAULTS.ramp
 
     @property
     def plan(self) -> RolloutPlan:
@@ -103,6 +106,8 @@ class RolloutRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             shadow=self.shadow,
             shadow_seconds=self.shadow_seconds,
             control=self.control,
+            per_hour=self.per_hour,
+            ramp=self.ramp,
         )
 
 
@@ -115,7 +120,7 @@ class StandingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     filter: Text = ""
     targets: Annotated[list[Name], Meta(max_length=100)] = []
     labels: Annotated[dict[Text, Text], Meta(max_length=100)] = {}
-    per_hour: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    per_hour: Annotated[float, Meta(ge=0, le=MAX_PER_HOUR)] = 0.0
 
 
 class Operations:

@@ -18,6 +18,7 @@ from typing import TypeAlias
 import msgspec
 
 from edgekit.errors import RefusedError
+from edgekit.rollout.allowance import Allowance, wave_rate
 from edgekit.rollout.cohort import wave_order
 from edgekit.rollout.control_cohort import MIN_CONTROLS, compare, controls, heard
 from edgekit.rollout.gate_watch import failed_gate, gate_views, observe
@@ -308,14 +309,27 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
     if room > 0 and not _is_approved(rollout, wave):
         return _await_approval(rollout, now)
     pending = [name for name in eligible if devices[name].state is DeviceState.PENDING]
-    chosen = _next_devices(msgspec.structs.replace(rollout, devices=devices), pending, max(0, room))
+    wanted = _next_devices(msgspec.structs.replace(rollout, devices=devices), pending, max(0, room))
+    allowance = _allowance(rollout, wave, now)
+    chosen = wanted[: allowance.count(len(wanted))]
     for name in chosen:
         told, compares = DeviceState.ASSIGNED, bool(rollout.plan.shadow) and devices[name].can_shadow
         devices[name] = msgspec.structs.replace(
             devices[name], state=told, assigned_at=now, at=now, wave=wave, shadowing=compares
         )
     settled = _with_control(msgspec.structs.replace(rollout, wave=wave, devices=devices), now)
-    return _ended(settled, tuple(Assign(name) for name in (*ready, *chosen)), now)
+    if rollout.plan.per_hour and (chosen or (rollout.allowance and rollout.allowance.is_ahead(now))):
+        settled = msgspec.structs.replace(settled, allowance=allowance.taken(len(chosen)))
+    left = len(wanted) - len(chosen)
+    more_at = allowance.taken(len(chosen)).ready_at(left) if left else None
+    return _ended(settled, tuple(Assign(name) for name in (*ready, *chosen)), now, more_at)
+
+
+def _allowance(rollout: Rollout, wave: int, now: float) -> Allowance:
+    """How many devices may get the assignment now, at the rate of a wave."""
+    rate = wave_rate(rollout.plan.per_hour, rollout.plan.ramp, wave)
+    before = rollout.allowance
+    return (Allowance(rate, before.tokens, before.counted) if before else Allowance.start(rate)).at(now)
 
 
 def _with_control(rollout: Rollout, now: float) -> Rollout:
@@ -353,11 +367,14 @@ def _next_devices(rollout: Rollout, pending: list[str], room: int) -> list[str]:
     return able[:room] if able or comparing else order[:room]
 
 
-def _ended(rollout: Rollout, effects: tuple[Effect, ...], now: float) -> RolloutStep:
+def _ended(rollout: Rollout, effects: tuple[Effect, ...], now: float, more_at: float | None) -> RolloutStep:
+    """The step, after which the rollout goes on, stops or has finished; `more_at` is when its rate allows devices."""
     due = [at for p in rollout.devices.values() if (at := deadline(p, rollout.plan)) is not None]
     soaks_until = _soaks_until(rollout, rollout.wave)
     if soaks_until > now and _wave_succeeded(rollout, rollout.wave):
         due.append(soaks_until)
+    if more_at is not None:
+        due.append(more_at)
     if due:
         return RolloutStep(rollout, effects, wake_at=min(due))
     if not _wave_succeeded(rollout, rollout.wave):

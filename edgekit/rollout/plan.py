@@ -11,6 +11,7 @@ import msgspec
 from edgekit.bounds import MAX_INTEGER, MAX_SECONDS, number_fault
 from edgekit.errors import SettingsError
 from edgekit.hours import parse_hours
+from edgekit.rollout.allowance import MAX_PER_HOUR, MAX_RAMP, MIN_PER_HOUR
 from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.gates import AGREEMENT, MAX_GATES, Gate
 
@@ -76,6 +77,9 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         shadow_seconds: Longest time of this comparison on a device.
         control: What gates compare the new model with, but ``agreement``: ``previous``, the device's own previous one,
             or ``cohort``: the change since then is compared with that of devices which still run the old version.
+        per_hour: Devices that get the assignment within an hour, of the first wave; 0 for no limit. A tenth of them
+            may get it at once. Devices that get it again are not counted.
+        ramp: Each wave has the rate of the one before it times this.
     """
 
     waves: tuple[Wave, ...] = DEFAULT_WAVES
@@ -94,6 +98,8 @@ class RolloutPlan(msgspec.Struct, frozen=True):
     shadow: int = 0
     shadow_seconds: float = 86_400.0
     control: str = PREVIOUS
+    per_hour: float = 0.0
+    ramp: float = 1.0
 
     def __post_init__(self) -> None:
         faults = []
@@ -130,6 +136,11 @@ class RolloutPlan(msgspec.Struct, frozen=True):
         if self.approval not in ("", AT_START, BEFORE_WAVES):
             faults.append(f"approval is {self.approval!r}, expected {AT_START} or {BEFORE_WAVES}")
         faults.append(self._control_fault())
+        if self.per_hour:
+            faults.append(number_fault("per_hour", self.per_hour, MIN_PER_HOUR, MAX_PER_HOUR))
+        faults.append(number_fault("ramp", self.ramp, 1, MAX_RAMP))
+        if self.ramp != 1.0 and not self.per_hour:
+            faults.append("a ramp needs per_hour, the rate of the first wave")
         try:
             parse_hours(self.window, "maintenance windows")
         except ValueError as error:

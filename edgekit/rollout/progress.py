@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from edgekit.rollout.allowance import wave_rate
 from edgekit.rollout.gate_watch import GateView, control_text
 from edgekit.rollout.gates import AGREEMENT
 from edgekit.rollout.plan import RolloutPlan
@@ -125,7 +126,26 @@ def seconds_left(rollout: Rollout, now: float) -> float | None:
     begun = min(one.assigned_at for one in current)
     open_devices = any(one.state is DeviceState.ASSIGNED for one in current)
     rest = max(0.0, typical - (now - begun)) if open_devices else 0.0
-    return rest + typical * (len(rollout.plan.waves) - 1 - rollout.wave)
+    return max(rest + typical * (len(rollout.plan.waves) - 1 - rollout.wave), _seconds_of_rate(rollout))
+
+
+def rate_text(rollout: Rollout) -> str:
+    """The rate of the current wave for people, for example ``at most 60 devices an hour``; empty without one."""
+    plan = rollout.plan
+    if not plan.per_hour or rollout.ended:
+        return ""
+    return f"at most {wave_rate(plan.per_hour, plan.ramp, rollout.wave):g} devices an hour"
+
+
+def _seconds_of_rate(rollout: Rollout) -> float:
+    """The time that the plan's rate needs for the devices without the assignment; 0 without a rate."""
+    plan, seconds = rollout.plan, 0.0
+    if not plan.per_hour:
+        return seconds
+    waves = wave_progress(plan, rollout.wave, rollout.counts())
+    for index, wave in enumerate(waves[rollout.wave :], rollout.wave):
+        seconds += (wave.size - wave.assigned) * 3600 / wave_rate(plan.per_hour, plan.ramp, index)
+    return seconds
 
 
 def _device_seconds(devices: Iterable[DeviceProgress]) -> float | None:

@@ -1,4 +1,4 @@
-"""Standing assignments as values, and the rate at which they are given. Pure rules."""
+"""Standing assignments as values."""
 
 from __future__ import annotations
 
@@ -52,36 +52,3 @@ class Standing(msgspec.Struct, frozen=True):
             "per_hour": self.per_hour,
             "bundles": {target: entry.version for target, entry in sorted(self.entries.items())},
         }
-
-
-class Allowance(msgspec.Struct, frozen=True):
-    """A token bucket: how many devices may get something now.
-
-    Attributes:
-        per_hour: The rate; 0 for no limit. At most the devices of six minutes, and at least one, are given at once.
-        tokens: Devices that may get it at `counted`.
-        counted: Wall clock seconds.
-    """
-
-    per_hour: float
-    tokens: float
-    counted: float
-
-    @classmethod
-    def start(cls, per_hour: float) -> Allowance:
-        """A full bucket."""
-        return cls(per_hour, max(1.0, per_hour / 10), 0.0)
-
-    @property
-    def whole(self) -> bool:
-        """True if one more device may get it."""
-        return not self.per_hour or self.tokens >= 1.0 - 1e-9
-
-    def at(self, now: float) -> Allowance:
-        """The bucket at `now`; a clock that was set back adds nothing."""
-        grown = self.tokens + max(0.0, now - self.counted) * self.per_hour / 3600
-        return Allowance(self.per_hour, min(max(1.0, self.per_hour / 10), grown), now)
-
-    def taken(self) -> Allowance:
-        """The bucket after one device got it."""
-        return Allowance(self.per_hour, self.tokens - 1.0 if self.per_hour else self.tokens, self.counted)

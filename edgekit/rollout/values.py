@@ -9,6 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 from edgekit.mqtt.messages import Outcome, Running, Shadow
+from edgekit.rollout.allowance import Allowance
 from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.gate_observed import Observed
 from edgekit.rollout.plan import RolloutPlan
@@ -144,6 +145,7 @@ class Rollout(msgspec.Struct, frozen=True):
         decisions: Its last changes of state, oldest first.
         fault: Why its stored state cannot be read; empty if it can. Such a rollout can only be aborted.
         without_control: True while the control cohort that the plan asks for is too small.
+        allowance: How many devices might get the assignment when some got it last; None without a rate.
     """
 
     id: int
@@ -162,6 +164,7 @@ class Rollout(msgspec.Struct, frozen=True):
     accepted_gates: tuple[str, ...] = ()
     fault: str = ""
     without_control: bool = False
+    allowance: Allowance | None = None
 
     def counts(self) -> dict[str, int]:
         """Number of devices by state, with zeros."""

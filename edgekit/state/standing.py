@@ -10,9 +10,10 @@ import sqlalchemy as sa
 
 from edgekit.bounds import MAX_ROW
 from edgekit.errors import DataError, NotFoundError, SettingsError
+from edgekit.rollout.allowance import Allowance
 from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.preflight import refusal
-from edgekit.rollout.standing import Allowance, Standing
+from edgekit.rollout.standing import Standing
 from edgekit.rollout.values import DeviceState, RolloutState
 from edgekit.state._sql import FleetTable, to_json
 from edgekit.state.assignments import assign, assigned_entries
@@ -25,7 +26,6 @@ from edgekit.trust.assignment import Entry
 # Built at import, because the first decoding of a type in two threads at once crashes in msgspec 0.22.
 _COHORT = msgspec.json.Decoder(Cohort)
 _ENTRIES = msgspec.json.Decoder(dict[str, Entry])
-LONGEST_AHEAD_SECONDS = 3600.0  # a later time is that of a clock that was ahead; the rate does not wait for it
 _ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,8 @@ class StandingTable(FleetTable):
             return connection.execute(self._candidates(one, now).limit(1)).first() is not None
 
     def _apply(self, connection: sa.Connection, one: Standing, now: float) -> list[str]:
-        allowance = Allowance(one.per_hour, one.tokens, one.counted).at(now)
+        before = Allowance(one.per_hour, one.tokens, one.counted)
+        allowance = before.at(now)
         names: list[str] = []
         for row in connection.execute(self._candidates(one, now)):
             if not allowance.whole:
@@ -163,7 +164,7 @@ class StandingTable(FleetTable):
                 continue
             names.append(row.name)
             allowance = allowance.taken()
-        if names or one.counted > now + LONGEST_AHEAD_SECONDS:
+        if names or before.is_ahead(now):
             values = {"tokens": allowance.tokens, "counted": allowance.counted}
             connection.execute(standing.update().where(standing.c.id == one.id).values(**values))
         if names:

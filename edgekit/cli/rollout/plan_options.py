@@ -11,6 +11,7 @@ import click
 from edgekit.cli.common.console import usage
 from edgekit.cli.common.numbers import Number, Seconds, Whole
 from edgekit.cli.common.selection import parse_cohort
+from edgekit.rollout.allowance import MAX_PER_HOUR, MAX_RAMP
 from edgekit.rollout.gates import parse_gate
 from edgekit.rollout.plan import (
     AT_START,
@@ -32,6 +33,22 @@ _OPTIONS = (
         show_default=True,
         help="Size of each wave, as a share or a number of devices, counted from the start; the last is 100%. "
         "The first ones may be filters: 'label.ring == 0, name in (pi-4, pi-5), 50%, 100%'.",
+    ),
+    click.option(
+        "--per-hour",
+        type=Number(min=0, max=MAX_PER_HOUR),
+        default=DEFAULTS.per_hour,
+        show_default=True,
+        metavar="DEVICES",
+        help="Assign the version to at most this many devices within an hour, a tenth of them at once; 0 for no limit.",
+    ),
+    click.option(
+        "--ramp",
+        type=Number(min=1, max=MAX_RAMP),
+        default=DEFAULTS.ramp,
+        show_default=True,
+        metavar="FACTOR",
+        help="Multiply --per-hour by this with each wave.",
     ),
     click.option(
         "--error-threshold",
@@ -150,6 +167,8 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
         with usage():
             plan = RolloutPlan(
                 waves=parse_waves(values.pop("waves")),
+                per_hour=values.pop("per_hour"),
+                ramp=values.pop("ramp"),
                 success_threshold=values.pop("success_threshold"),
                 error_threshold=values.pop("error_threshold"),
                 min_failures=values.pop("min_failures"),

@@ -7,7 +7,7 @@ from datetime import datetime
 from edgekit.bounds import MAX_DATE
 from edgekit.cli.common.console import printable
 from edgekit.rollout.gate_watch import gate_views
-from edgekit.rollout.progress import counts_text, gate_text
+from edgekit.rollout.progress import counts_text, gate_text, rate_text
 from edgekit.rollout.shadowing import shadow_text
 from edgekit.rollout.values import DeviceProgress, DeviceState, Rollout, RolloutState
 
@@ -33,7 +33,8 @@ def status_lines(rollout: Rollout) -> list[str]:
     if rollout.awaits_approval and rollout.state is RolloutState.RUNNING:
         lines.append(f"the next wave waits for: edgekit rollout approve {rollout.id}")
     lines += [gate_text(view) for view in gate_views(rollout)]
-    lines.append(f"wave {rollout.wave + 1} of {len(rollout.plan.waves)} ({waves}); {counts_of(rollout)}")
+    rate = f", {rate_text(rollout)}" if rate_text(rollout) else ""
+    lines.append(f"wave {rollout.wave + 1} of {len(rollout.plan.waves)} ({waves}){rate}; {counts_of(rollout)}")
     width = max((len(name) for name in rollout.devices), default=0)
     for name, progress in sorted(rollout.devices.items()):
         lines.append(f"  {name:<{width}}  {progress.state.name:<9}  {device_text(rollout, progress)}".rstrip())

@@ -20,7 +20,7 @@ from edgekit.controller.web.pages import PageSite, Visit, converted
 from edgekit.errors import AuthorError, EdgekitError
 from edgekit.registry import CatalogueEntry
 from edgekit.rollout.gate_watch import gate_views
-from edgekit.rollout.progress import WaveProgress, duration, seconds_left, wave_progress
+from edgekit.rollout.progress import WaveProgress, duration, rate_text, seconds_left, wave_progress
 from edgekit.rollout.shadowing import shadow_text
 from edgekit.rollout.values import (
     UNDECIDED,
@@ -48,10 +48,21 @@ MAX_ESTIMATED = 500  # devices up to which a page reads all of them to estimate 
 
 _NAMES = ("model", "version", "filter", "downgrade", "waves", "success_threshold", "error_threshold", "min_failures",
           "device_deadline_seconds", "max_wait_seconds", "gates", "soak_seconds", "on_failure",
-          "canaries", "approval", "shadow", "shadow_seconds", "control")  # fmt: skip
-_OPTIONAL = ("gates", "canaries", "approval")
+          "canaries", "approval", "shadow", "shadow_seconds", "control", "per_hour", "ramp", "window",
+          "consent")  # fmt: skip
+_OPTIONAL = ("gates", "canaries", "approval", "window")
+# Options of `edgekit rollout start` for fields of the form that are not as by default.
+_OPTIONS = {
+    "success_threshold": "--success-threshold", "error_threshold": "--error-threshold",
+    "min_failures": "--min-failures", "device_deadline_seconds": "--device-deadline", "max_wait_seconds": "--max-wait",
+    "canaries": "--canaries", "approval": "--approval", "per_hour": "--per-hour", "ramp": "--ramp",
+    "window": "--window", "control": "--control", "soak_seconds": "--soak", "shadow": "--shadow",
+    "shadow_seconds": "--shadow-for", "on_failure": "--on-failure",
+}  # fmt: skip
 _FIELDS = (
     ("waves", "Waves", "Sizes counted from the start, as shares or numbers of devices; the last one is 100%."),
+    ("per_hour", "Devices an hour", "At most so many get the version within an hour, a tenth at once; 0 for no limit."),
+    ("ramp", "Ramp", "Each wave has the devices an hour of the one before it times this."),
     ("success_threshold", "Success threshold", "The next wave starts when this share of the current one succeeded."),
     (
         "error_threshold",
@@ -80,6 +91,7 @@ _FIELDS = (
     ("shadow_seconds", "Longest shadow in seconds", "A device without that many inputs stops comparing after this."),
     ("on_failure", "On failure", "pause; or return: end the rollout, and give every device what it had before."),
     ("canaries", "Canaries (optional)", "A filter: these devices come first, as a wave of their own."),
+    ("window", "Window (optional)", "Devices change in this time of their day only, for example 22:00-05:00."),
     ("approval", "Approval (optional)", "start: someone approves the first wave; waves: someone approves each wave."),
 )
 
@@ -170,6 +182,7 @@ def _values(visit: Visit) -> dict[str, Any]:
         "eligible": eligible,
         "marks": [one.limit / eligible for one in waves[:-1] if 0 < one.limit < eligible],
         "left": _left(visit, rollout, eligible),
+        "rate": rate_text(rollout),
         "gates": gate_views(visit.operations.state.rollouts.get(number)) if rollout.plan.gates else [],
         "states": [(one.value, one.name.lower().replace("_", " ")) for one in _ORDER],
     }
@@ -274,7 +287,7 @@ def _step(visit: Visit, step: int, values: dict[str, str]) -> Response:
 
 def _show(visit: Visit, step: int, values: dict[str, str], **shown: Any) -> Response:
     state = visit.operations.state
-    defaults = {name: getattr(DEFAULTS, name) for name in _NAMES[5:] if name not in _OPTIONAL}
+    defaults = {name: getattr(DEFAULTS, name) for name in _NAMES[5:] if name not in (*_OPTIONAL, "consent")}
     filled = {"waves": ",".join(wave.text for wave in DEFAULTS.waves), **defaults, **values} if step == 3 else values
     base = {"fault": "", "advice": "", "releases": [], "groups": [], "total": 0, "matching": 0, "planned": None}
     if step == 2:
@@ -315,14 +328,12 @@ def _command(request: RolloutRequest) -> str:
     words += ["--filter", request.filter] if request.filter else []
     words += ["--downgrade"] if request.downgrade else []
     words += [word for gate in request.gates for word in ("--gate", gate)]
-    words += ["--canaries", request.canaries] if request.canaries else []
-    words += ["--approval", request.approval] if request.approval else []
-    words += ["--control", request.control] if request.control != DEFAULTS.control else []
-    words += ["--soak", f"{request.soak_seconds:g}"] if request.soak_seconds else []
-    words += ["--shadow", str(request.shadow)] if request.shadow else []
-    differs = request.shadow_seconds != DEFAULTS.shadow_seconds
-    words += ["--shadow-for", f"{request.shadow_seconds:g}"] if differs else []
-    words += ["--on-failure", request.on_failure] if request.on_failure != DEFAULTS.on_failure else []
+    words += ["--consent"] if request.consent else []
+    by_default = RolloutRequest(model=request.model, version=request.version)
+    for name, option in _OPTIONS.items():
+        value = getattr(request, name)
+        if value != getattr(by_default, name):
+            words += [option, f"{value:.15g}" if isinstance(value, float) else str(value)]
     return shlex.join(words)
 
 

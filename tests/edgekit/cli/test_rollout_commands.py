@@ -172,6 +172,17 @@ def test_gates_are_options_and_their_evidence_is_shown(shell: Shell) -> None:
     assert (first["pairs"], first["evidence"], second["gate"]) == (0, 1.0, "latency 50ms rise <= 0.1")
 
 
+def test_a_rollout_has_a_rate_that_rises_with_its_waves(shell: Shell) -> None:
+    """Odd numbers are wrong usage; `status` shows the rate of the wave."""
+    enroll(shell, "pi-1", "pi-2")
+    for wrong in ("--per-hour nan", "--per-hour inf", "--per-hour -1", "--per-hour 1e-9", "--ramp 2"):
+        shell(f"edgekit rollout start digits 2.0.0 {wrong}", expect=2)
+    shell("edgekit rollout start digits 2.0.0 --per-hour 6 --ramp 3 --waves 100%")
+    assert sum(bool(one.assigned_at) for one in survey(shell).devices.values()) == 1
+    out, _ = shell("edgekit rollout status")
+    assert "wave 1 of 1 (100%), at most 6 devices an hour; 1 pending, 1 assigned" in out
+
+
 def test_a_control_cohort_is_an_option_of_gates(shell: Shell) -> None:
     """Without a gate it is wrong usage; a fleet that is too small for it says so."""
     enroll(shell, "pi-1")

@@ -10,9 +10,9 @@ import pytest
 
 from edgekit.errors import NotFoundError, SettingsError
 from edgekit.mqtt.messages import Reported, Running
+from edgekit.rollout.allowance import Allowance
 from edgekit.rollout.cohort import Cohort, Device
 from edgekit.rollout.plan import RolloutPlan, parse_waves
-from edgekit.rollout.standing import Allowance
 from edgekit.rollout.values import Aborted
 from edgekit.state import FleetState, open_fleet_state
 from edgekit.trust.assignment import Entry

@@ -95,6 +95,9 @@ def test_a_rollout_starts_in_four_steps_without_a_script(fleet: WebFleet, client
     link += "&gates=outcome+drop+<%3D+0.02,errors&soak_seconds=60&on_failure=return"
     command = "--gate &#39;outcome drop &lt;= 0.02&#39; --gate errors --soak 60 --on-failure return"
     assert command in client.get(link).text.replace("&#34;", "'")
+    link += "&error_threshold=0.25&max_wait_seconds=3600&per_hour=90&ramp=2.5&window=22:00-05:00&consent=true"
+    options = "--consent --error-threshold 0.25 --max-wait 3600 --per-hour 90 --ramp 2.5 --window 22:00-05:00 --soak 60"
+    assert options in client.get(link).text, "the command is the same rollout"
     step4 = session.get(link).text
     assert "would reach 3 devices" in step4
     hidden = {
@@ -110,6 +113,9 @@ def test_a_rollout_starts_in_four_steps_without_a_script(fleet: WebFleet, client
     page = session.get(started.headers["location"]).text
     assert "Rollout 2" in page
     assert "Abort rollout 2" in page
+    assert "at most 90 devices an hour" in page
+    plan = fleet.operations.state.rollouts.get(2).plan
+    assert (plan.error_threshold, plan.per_hour, plan.ramp, plan.consent) == (0.25, 90.0, 2.5, True)
     assert "--filter &#39;online&#39;" in page
     assert "gate &#39;outcome drop &lt;= 0.02&#39;: no device has reported observations" in page
 
