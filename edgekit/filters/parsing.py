@@ -51,12 +51,13 @@ field: WORD                                     -> plain
      | WORD "(" WORD ")"                        -> of_model
 value: WORD | STRING
 OPERATOR: "==" | "!=" | "<=" | ">=" | "<" | ">"
-WORD: /[A-Za-z0-9_][A-Za-z0-9_.:+-]*/
+WORD: /[A-Za-z0-9_][A-Za-z0-9_.:+-]*|-[0-9][0-9.]*/
 STRING: /"[^"\\]*"/ | /'[^'\\]*'/
 %ignore /\s+/
 """
-_VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,2}")
-_AGE = re.compile(r"\d{1,9}(\.\d{1,6})?[smhd]?")
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,2}")
+_AGE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?[smhd]?")
+_LIMIT = re.compile(rf"-?[0-9]{{1,15}}(\.[0-9]{{1,15}})?([eE][+-]?[0-9]{{1,2}})?|{_VERSION.pattern}")
 _NAMES = {
     "OPERATOR": "==, !=, <, <=, > or >=",
     "WORD": "a word",
@@ -173,16 +174,18 @@ def _field(field: tuple[Token, str, str]) -> Field:
     raise _FilterError(_unknown(str(word)), _at(word))
 
 
-def _value(field: Field, token: Token, operator: str) -> str:
+def _value(field: Field, token: Token, operator: str) -> str | None:
     text = str(token)[1:-1] if token.type == "STRING" else str(token)
-    if text == NONE and token.type != "STRING":
+    if text == NONE and token.type != "STRING" and field.kind not in ("name", "target"):
         if operator in ORDER:
             raise _FilterError(f"nothing is {operator} none", _at(token))
-        return NONE
+        return None
     if field.kind == "version" and not _VERSION.fullmatch(text):
         raise _FilterError(f"{text!r} is no version such as 2.0 or 1.2.3", _at(token))
     if field.kind == "seen" and not _AGE.fullmatch(text):
         raise _FilterError(f"{text!r} is no age such as 90s, 15m, 2h or 7d", _at(token))
+    if field.kind == "fact" and operator in ORDER and not _LIMIT.fullmatch(text):
+        raise _FilterError(f"{text!r} is no number and no version such as 2.3 or 1.2.3", _at(token))
     return text
 
 

@@ -24,18 +24,18 @@ class Field(msgspec.Struct, frozen=True):
 
 
 class Compare(msgspec.Struct, frozen=True):
-    """One comparison; `operator` is ``==``, ``!=`` or one of ORDER. The value ``none`` stands for no value at all."""
+    """One comparison; `operator` is ``==``, ``!=`` or one of ORDER. The value None stands for no value at all."""
 
     field: Field
     operator: str
-    value: str
+    value: str | None
 
 
 class OneOf(msgspec.Struct, frozen=True):
     """The field has one of these values."""
 
     field: Field
-    values: tuple[str, ...]
+    values: tuple[str | None, ...]
 
 
 class Flag(msgspec.Struct, frozen=True):
@@ -85,9 +85,9 @@ def groups_of(found: Filter) -> set[str]:
 def fields_of(found: Filter) -> list[tuple[Field, tuple[str, ...]]]:
     """Every field of a filter with the values that it is compared with."""
     if isinstance(found, Compare):
-        return [(found.field, (found.value,))]
+        return [(found.field, (found.value,) if found.value is not None else ())]
     if isinstance(found, OneOf):
-        return [(found.field, found.values)]
+        return [(found.field, tuple(value for value in found.values if value is not None))]
     if isinstance(found, Not):
         return fields_of(found.filter)
     if isinstance(found, All | Any):

@@ -270,7 +270,7 @@ def _with_reports(
             after = heard(after, status.running, now)
         elif before.state not in UNASSIGNED:
             after = observe(after, status.running, rollout.plan.gates, f"{rollout.id}/{name}")
-        devices[name] = compared(after, status.running)
+        devices[name] = compared(after, status.running, rollout.plan.shadow)
     if beside:
         devices = compare(devices, rollout.plan.gates, str(rollout.id), now, without=rollout.without_control)
     members = sum(one.state not in OUTSIDE for one in devices.values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edgekit.bounds import MAX_INTEGER
 from edgekit.mqtt.messages import SHADOW_COMPLETE, SHADOW_DIGITS, SHADOW_TIME, Running, Shadow
 from edgekit.rollout.gate_evidence import LIMIT, own_share_evidence
 from edgekit.rollout.gates import AGREEMENT, Gate
@@ -31,21 +32,27 @@ def agreement_gate(plan: RolloutPlan) -> Gate | None:
     return next((gate for gate in plan.gates if gate.metric == AGREEMENT), None)
 
 
-def compared(progress: DeviceProgress, running: Running | None) -> DeviceProgress:
-    """The device's progress with its last report of a comparison of this rollout's bundle."""
+def compared(progress: DeviceProgress, running: Running | None, inputs: int) -> DeviceProgress:
+    """The device's progress with its last report of a comparison of this rollout's bundle.
+
+    Args:
+        progress: The device.
+        running: Its last report about the model; None before the first.
+        inputs: Number of inputs that each device compares: no device counts for more of them, whatever it reports.
+    """
     said = running.shadow if running is not None else None
     if said is None or not progress.shadowing or said.candidate != progress.digest[:SHADOW_DIGITS]:
         return progress
     if said.run == progress.old_shadow:
         return progress
-    total = max(0, said.compared)  # a device may report anything
+    total = min(max(0, said.compared), inputs)  # a device may report anything
     differed = min(max(0, said.differed), total)
     counts = Shadow(
         said.candidate,
         compared=total,
         differed=differed,
         failed=min(max(0, said.failed), differed),
-        dropped=max(0, said.dropped),
+        dropped=min(max(0, said.dropped), MAX_INTEGER),
         ended=said.ended[:16],
         run=said.run,
     )

@@ -12,7 +12,7 @@ from edgekit.bounds import MAX_DATE
 from edgekit.bundle.manifest import NAME_PATTERN
 from edgekit.errors import NotFoundError, SettingsError
 from edgekit.filters import All, Compare, Filter, Flag, Group, Not, OneOf, parse_filter
-from edgekit.filters.values import NONE, Field, fields_of, groups_of
+from edgekit.filters.values import Field, fields_of, groups_of
 from edgekit.rollout.cohort import Cohort
 from edgekit.state._sql import FleetTable, put
 from edgekit.state.attributes import LABEL, sorted_version
@@ -102,7 +102,7 @@ def _compare(found: Compare, selection: Selection) -> Condition:
         return sa.not_(same) if operator == "!=" else same
     if kind == "seen":
         return _seen(operator, value, selection.now)
-    if value == NONE:
+    if value is None:
         any_row = _indexed(found.field, sa.true())
         return any_row if operator == "!=" else sa.not_(any_row)
     if operator in ("==", "!="):
@@ -128,9 +128,9 @@ def _ordered(kind: str, operator: str, value: str) -> Condition:
     return sa.or_(numbers, sa.and_(attributes.c.number.is_(None), versions))
 
 
-def _seen(operator: str, value: str, now: float) -> Condition:
+def _seen(operator: str, value: str | None, now: float) -> Condition:
     """`seen > 2h`: the last message of the device is older than that; a device never seen is older than anything."""
-    if value == NONE:
+    if value is None:
         never = sa.not_(_present(presence.c.seen > 0))
         return sa.not_(never) if operator == "!=" else never
     unit = _AGES.get(value[-1])

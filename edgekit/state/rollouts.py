@@ -29,7 +29,7 @@ from edgekit.rollout.values import (
     Surveyed,
 )
 from edgekit.state._sql import FleetTable, to_json
-from edgekit.state.audit import record
+from edgekit.state.audit import record, take_turn
 from edgekit.state.devices import read_report
 from edgekit.state.filters import cohort_condition, may_change
 from edgekit.state.rollout_rows import read_progress, read_rollout
@@ -96,6 +96,7 @@ class RolloutTable(FleetTable):
         """
         entries = {target: _conditioned(entry, plan) for target, entry in entries.items()}
         with self._writing() as connection:
+            take_turn(connection)  # of two operators who start a rollout of the model at once, one is refused
             self._refuse_second(connection, model)
             values = {
                 "model": model,

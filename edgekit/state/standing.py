@@ -17,7 +17,7 @@ from edgekit.rollout.standing import Standing
 from edgekit.rollout.values import DeviceState, RolloutState
 from edgekit.state._sql import FleetTable, to_json
 from edgekit.state.assignments import assign, assigned_entries
-from edgekit.state.audit import record
+from edgekit.state.audit import record, take_turn
 from edgekit.state.devices import read_report
 from edgekit.state.filters import cohort_condition, may_change
 from edgekit.state.tables import assignments, devices, reports, rollout_devices, rollouts, standing
@@ -71,6 +71,7 @@ class StandingTable(FleetTable):
         """
         cohort = cohort or Cohort()
         with self._writing() as connection:
+            take_turn(connection)  # two operators may add the same at once
             for other in self._all(connection):
                 if (other.model, other.cohort) == (model, cohort):
                     raise SettingsError(

@@ -44,7 +44,9 @@ def test_words_that_only_begin_like_the_grammar_are_words() -> None:
         (Compare(TARGET, "==", "android"), Compare(SITE, "==", "india"))
     )
     assert parse_filter('label.site == "and"') == Compare(SITE, "==", "and")
-    assert parse_filter("label.site == none") == Compare(SITE, "==", "none")
+    assert parse_filter("label.site == none") == Compare(SITE, "==", None)
+    assert parse_filter("label.site in ('none', none)") == OneOf(SITE, ("none", None))
+    assert parse_filter("name == none") == Compare(Field("name"), "==", "none"), "every device has a name"
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,9 @@ def test_words_that_only_begin_like_the_grammar_are_words() -> None:
         ("version(digits) < two", "'two' is no version", 18),
         ("version(digits) < none", "nothing is < none", 18),
         ("seen > soon", "'soon' is no age", 7),
+        ("fact.cores < many", "'many' is no number and no version", 13),
+        ("fact.cores < nan", "'nan' is no number", 13),
+        ("fact.cores > '²'", "'²' is no number", 13),
         ("online == true", "online is true or false", 0),
         ("target", "target is compared with nothing", 6),
         ("label.site in ()", ") stands where", 15),

@@ -117,6 +117,17 @@ def test_many_devices_together_show_what_none_of_them_could():
     assert len(story.assigned(shadowing=False)) == 30
 
 
+@pytest.mark.parametrize("many", [10**6, 2**63, 2**64 - 1])
+def test_a_device_counts_for_no_more_inputs_than_the_plan_has(many):
+    """One that claims a million equal answers hides no worse model, and no number stops the rollout's surveys."""
+    story = Story(devices=30)
+    story.see({"d-0": said(many, 0, "complete")})
+    assert story.state.devices["d-0"].shadow.compared == 100
+    story.see({name: said(60, 7) for name in story.state.devices if name != "d-0"})
+    assert story.state.state is RolloutState.PAUSED
+    assert "answers agree with the previous model's" in story.state.reason
+
+
 def test_one_device_that_disagrees_fails_alone():
     """It keeps what it runs; the others go on. A retry is an operator's decision to activate it there too."""
     story = Story(devices=30)

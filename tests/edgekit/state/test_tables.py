@@ -68,6 +68,30 @@ def start(state, version="1.0.0", **plan):
     )
 
 
+def test_of_two_operators_who_start_a_rollout_at_once_one_is_refused(url):
+    """On two connections, for one model after the other."""
+    one, other = open_fleet_state(url, "f"), open_fleet_state(url, "f")
+    barrier, refused = threading.Barrier(2), []
+
+    def start_all(state):
+        for number in range(10):
+            barrier.wait(60)
+            try:
+                state.rollouts.start(f"m{number}", "1.0.0", {"t": entry()}, now=1000.0)
+            except RefusedError:
+                refused.append(number)
+
+    threads = [threading.Thread(target=start_all, args=(state,)) for state in (one, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sorted(refused) == list(range(10))
+    assert len(one.rollouts.active()) == 10
+    one.close()
+    other.close()
+
+
 # --- migrations
 
 
