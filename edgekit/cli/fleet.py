@@ -7,7 +7,7 @@ import time
 import click
 import msgspec
 
-from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table
+from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table, printable
 from edgekit.cli.common.fleet import fleet_state
 
 
@@ -63,7 +63,7 @@ def status(as_json: bool) -> None:
         if as_json:
             print_json({**msgspec.structs.asdict(found), "controllers": controllers})
             return
-        reason = f": {found.reason}" if found.reason else ""
+        reason = f": {printable(found.reason)}" if found.reason else ""
         note(f"fleet {state.fleet} is paused{reason}" if found.paused else f"fleet {state.fleet} is not paused")
         if not controllers:
             note("no controller has been seen in the last day")

@@ -62,8 +62,8 @@ def traits(report: Reported) -> str:
 
 
 def _report_rows(report: Reported) -> Iterator[Attribute]:
-    for key, value in itertools.islice(_scalars(report.facts), MAX_FACTS):
-        yield _attribute("fact", key, str(value).lower() if isinstance(value, bool) else str(value))
+    for key, text in itertools.islice(fact_texts(report.facts), MAX_FACTS):
+        yield _attribute("fact", key, text)
     for model, running in list(report.models.items())[:MAX_MODELS]:
         if running.version:
             yield _attribute("version", model, running.version)
@@ -74,6 +74,12 @@ def _report_rows(report: Reported) -> Iterator[Attribute]:
             yield _attribute("waiting", model, running.waiting.reason)
     for model, outcome in list(report.outcomes.items())[:MAX_MODELS]:
         yield _attribute("outcome", model, outcome.result)
+
+
+def fact_texts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Facts as texts by the names that filters use, for example ``runtimes.litert`` and ``accelerators.hailo``."""
+    for key, value in _scalars(facts):
+        yield key, str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _scalars(facts: Mapping[str, Any]) -> Iterator[tuple[str, str | int | float | bool]]:

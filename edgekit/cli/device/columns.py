@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgekit.state import DeviceView
 
 DEFAULT = ("device", "target", "presence", "assigned", "models", "last deployments")
-_KEYED = re.compile(r"(label|fact)\.(.{1,63})|(version|digest)\(([a-z0-9][a-z0-9._-]{0,62})\)")
+_KEYED = re.compile(r"(label|fact)\.(.{1,63})|(version|digest|state|outcome)\(([a-z0-9][a-z0-9._-]{0,62})\)")
 
 
 def presence_text(view: DeviceView) -> str:
@@ -78,10 +78,19 @@ def parse_columns(text: str) -> tuple[str, ...]:
             near = difflib.get_close_matches(name, _PLAIN, n=1)
             known = ", ".join(one for one in _PLAIN if " " not in one)
             raise SettingsError(
-                f"column {name!r} is not one of {known}, label.KEY, fact.KEY, version(MODEL) and digest(MODEL)",
+                f"column {name!r} is not one of {known}, label.KEY, fact.KEY, version(MODEL), digest(MODEL), "
+                "state(MODEL) and outcome(MODEL)",
                 advice=f"Did you mean {near[0]!r}?" if near else "",
             )
     return names or DEFAULT
+
+
+def _fact_text(view: DeviceView, key: str) -> str:
+    """A fact, or a part of one as filters name it."""
+    from edgekit.state.attributes import fact_texts  # with the database's library, which only this column needs
+
+    found = dict(fact_texts(view.facts)).get(key, view.facts.get(key))
+    return "-" if found is None or found == "" else str(found)
 
 
 def device_row(view: DeviceView, columns: Sequence[str]) -> list[str]:
@@ -95,8 +104,11 @@ def _cell(view: DeviceView, column: str) -> str:
     match = _KEYED.fullmatch(column)
     assert match is not None  # parse_columns has checked it
     kind, key, what, model = match.groups()
-    if kind:
-        value = (view.labels if kind == "label" else view.facts).get(key)
-        return "-" if value is None or value == "" else str(value)
+    if kind == "label":
+        return view.labels.get(key) or "-"
+    if kind == "fact":
+        return _fact_text(view, key)
+    if what == "outcome":
+        return view.outcomes[model].result if model in view.outcomes else "-"
     running = view.models.get(model)
     return (getattr(running, what) if running else "") or "-"

@@ -47,7 +47,7 @@ PAGE = 100
     default="",
     metavar="LIST",
     help="Columns, separated by commas: device, target, presence, assigned, models, deployments, seen, enrolled, "
-    "labels, label.KEY, fact.KEY, version(MODEL), digest(MODEL).",
+    "labels, label.KEY, fact.KEY, version(MODEL), digest(MODEL), state(MODEL), outcome(MODEL).",
 )
 @json_option
 def list_command(

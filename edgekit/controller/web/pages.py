@@ -36,6 +36,7 @@ RECENT_ROLLOUTS = 5
 DEVICES_PER_PAGE = 50
 ENTRIES_PER_PAGE = 100
 HISTORY = 100
+MAX_FIELDS = 100
 CHART_SECONDS = 2 * 86_400.0
 TITLES = {400: "Not valid", 401: "Log in first", 403: "Not allowed", 404: "Not found", 409: "Refused", 503: "Try again"}
 
@@ -127,7 +128,7 @@ class PageSite:
         return Route(path, endpoint, methods=[method])
 
     def _answer(self, request: Request, handle: Handler, role: Role | None, body: bytes) -> Response:
-        form = dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=100))
+        form = _fields(body)
         visitor = self.door.visitor(request)
         if role is not None:
             self.door.check(request, visitor, role, form.get("csrf", ""))
@@ -140,6 +141,14 @@ class PageSite:
         title = TITLES.get(status, "The controller cannot answer")
         values: dict[str, Any] = {"title": title, "login": status == 401, "fault": str(error), "advice": error.advice}
         return visit.page("error.html", status=status, **values)
+
+
+def _fields(body: bytes) -> dict[str, str]:
+    """The fields of a form. Raises SettingsError if there are more than MAX_FIELDS."""
+    try:
+        return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS))
+    except ValueError as error:
+        raise SettingsError(f"the form has more than {MAX_FIELDS} fields") from error
 
 
 def page_routes(site: PageSite) -> list[Route]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from edgekit.cli.rollout.live import ASCII, live_lines
+from edgekit.mqtt.messages import Outcome, Reported, Running
 from edgekit.rollout.plan import RolloutPlan, parse_waves
 from edgekit.rollout.values import DeviceProgress, DeviceState, Rollout, RolloutState
 from tests.simulators.shell import Shell, enroll, report
@@ -47,6 +49,21 @@ def test_columns_are_chosen_and_keyed_ones_reach_into_reports(shell: Shell) -> N
         ["pi-2", "-", "1.0.0", "-"],
         ["pi-3", "north", "-", "-"],
     ]
+
+
+def test_columns_have_the_names_of_filters(shell: Shell) -> None:
+    """Parts of facts, and how a model's last deployment ended."""
+    facts = {"runtimes": {"litert": "2.1.0"}, "accelerators": ["coral-edgetpu"], "clock_synchronised": True}
+    state = shell.state()
+    outcome = Outcome("b" * 64, "1.1.0", "refused", "SelfTestError", "wrong answers", 5.0)
+    said = Reported("pi-2", "f1", 2, 0.0, 1, {"digits": Running("a" * 64, "1.0.0")}, {"digits": outcome}, facts)
+    state.devices.save_report(said, time.time())
+    state.close()
+    columns = "fact.runtimes.litert,fact.accelerators.coral-edgetpu,fact.clock_synchronised,state(digits)"
+    out, _ = shell(f"edgekit device list --filter 'name == pi-2' --columns {columns},outcome(digits)")
+    assert out.splitlines()[1].split() == ["2.1.0", "true", "true", "IDLE", "refused"]
+    out, _ = shell(f"edgekit device list --filter 'name == pi-1' --columns {columns},outcome(digits)")
+    assert out.splitlines()[1].split() == ["-"] * 5
 
 
 def test_unknown_columns_and_orders_are_wrong_usage(shell: Shell) -> None:

@@ -84,6 +84,7 @@ def test_without_a_token_nothing_can_be_changed(client: Client) -> None:
 def test_a_login_needs_its_own_value_for_every_action(fleet: WebFleet, client: Client) -> None:
     """So a form on another site cannot act with the cookie, and neither can one without the value."""
     assert client.form("/login", {"token": "ekop_wrong"}).status == 401
+    assert client.form("/login", {f"field-{number}": "x" for number in range(101)}).status == 400
     assert client.form("/login", {"token": fleet.tokens["operator"]}, Origin="http://evil.example").status == 403
     answer = client.form("/login", {"token": fleet.tokens["operator"]})
     assert answer.status == 303
