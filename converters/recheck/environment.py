@@ -65,10 +65,17 @@ class Environment(NamedTuple):
 def environment_for(wanted: RuntimeVersion, where: str) -> Environment:
     """The environment of a runtime version; it is made unless it is kept or this Python has that version.
 
+    Its version is the one that the installed package states: 1.23 means 1.23.0, and that is what devices report.
+
     Raises:
         NotFoundError: the package index has no such version for a Python that is installed here.
         UnavailableError: the index cannot be reached, a program is missing, or the package cannot be imported.
     """
+    made = _environment(wanted, where)
+    return made._replace(wanted=RuntimeVersion(wanted.package, _stated(made) or wanted.version))
+
+
+def _environment(wanted: RuntimeVersion, where: str) -> Environment:
     if where != HOST:
         return _emulated(wanted, where)
     if str(wanted) in {runtime_version(runtime) for runtime in RUNTIMES}:  # what the adapters take here
@@ -146,6 +153,14 @@ def _installed(package: str, site: Path) -> str:
     """Version of a package in a folder of packages; empty where it has none."""
     found = importlib.metadata.distributions(name=package, path=[str(site)])
     return next((one.version for one in found), "")
+
+
+def _stated(made: Environment) -> str:
+    """The version that the package in an environment states; empty where nothing was made, or it states none."""
+    sites = [made.site] if made.site else []
+    if made.python is not None:
+        sites += sorted(made.python.parents[1].glob("lib/python*/site-packages"))
+    return next((version for site in sites if (version := _installed(made.wanted.package, site))), "")
 
 
 def _kept(made: Environment) -> bool:

@@ -126,11 +126,7 @@ def recheck(
             f"{folder} is sealed, and a sealed model is opened in the memory of its own process only",
             advice="Recheck the bundle that edgekit convert wrote, before it was sealed.",
         )
-    if wanted == against:
-        raise SettingsError(
-            f"{manifest.name} {manifest.version} was made with {wanted}, so there is nothing to compare",
-            advice="Name another version; see: pip index versions " + wanted.package,
-        )
+    _check_other(manifest, wanted, against)
     facts = report_facts(manifest, folder)
     golden, golden_file = golden_rows(manifest, folder)
     sets, looked = {GOLDEN: golden}, [Looked(GOLDEN, len(golden), len(golden))]
@@ -142,6 +138,7 @@ def recheck(
     else:
         notes.append("the proof rows were not looked at: they are not in the bundle, and no --data was given")
     first, second = environment_for(against, where), environment_for(wanted, where)
+    _check_other(manifest, second.wanted, first.wanted)
     before = run_bundle(folder, first, sets)
     if before.fault:
         raise RuntimeLoadError(f"{manifest.name} {manifest.version} does not run as it was made: {before.fault}")
@@ -151,8 +148,8 @@ def recheck(
         version=manifest.version,
         target=manifest.target,
         digest=manifest.digest,
-        runtime=str(wanted),
-        against=str(against),
+        runtime=str(second.wanted),
+        against=str(first.wanted),
         where=where,
         arch=_arch(where),
         outcome=FAILED,
@@ -166,6 +163,14 @@ def recheck(
     costs = [_cost(measure_bundle(folder, one, before.first)) for one in (first, second)]
     made = msgspec.structs.replace(made, before=costs[0], after=costs[1])
     return _judged(made, manifest, sets, golden_file, before, after)
+
+
+def _check_other(manifest: Manifest, wanted: RuntimeVersion, against: RuntimeVersion) -> None:
+    if wanted == against:
+        raise SettingsError(
+            f"{manifest.name} {manifest.version} was made with {wanted}, so there is nothing to compare",
+            advice="Name another version; see: pip index versions " + wanted.package,
+        )
 
 
 def _judged(

@@ -47,12 +47,21 @@ onnxruntime.InferenceSession.run = run
 """
 
 
-def environment(cache: Path, code: str = "") -> Path:
-    """Make the environment in the cache folder `cache` (XDG_CACHE_HOME), and return its folder."""
+def environment(cache: Path, code: str = "", *, asked: str = VERSION) -> Path:
+    """Make the environment in the cache folder `cache` (XDG_CACHE_HOME), and return its folder.
+
+    Args:
+        cache: The cache folder.
+        code: Runs at the start of each process there.
+        asked: The version as the command line had it; the package itself states VERSION.
+    """
     kind = "py{}.{}-{}".format(*sys.version_info[:2], platform.machine().lower())
-    folder = cache / "edgekit" / "recheck" / f"{PACKAGE}-{VERSION}-{kind}"
+    folder = cache / "edgekit" / "recheck" / f"{PACKAGE}-{asked}-{kind}"
     packages = folder / "lib" / "python{}.{}".format(*sys.version_info[:2]) / "site-packages"
     packages.mkdir(parents=True)
+    stated = packages / f"{PACKAGE}-{VERSION}.dist-info"
+    stated.mkdir()
+    (stated / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {VERSION}\n")
     (folder / "bin").mkdir()
     (folder / "bin" / "python").symlink_to(sys._base_executable)  # type: ignore[attr-defined]
     (folder / "pyvenv.cfg").write_text(f"home = {Path(sys._base_executable).parent}\n")  # type: ignore[attr-defined]

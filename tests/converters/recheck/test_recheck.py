@@ -60,6 +60,13 @@ def test_the_same_answers_are_equal_and_the_report_says_what_was_looked_at(tmp_p
     assert str(tmp_path) not in found.to_json().decode()
 
 
+def test_the_version_is_the_one_that_the_package_states(tmp_path, cache):
+    """99.0 is 99.0.0, as devices report it: evidence under another text would be of no use to them."""
+    bundle(tmp_path / "b")
+    environment(cache, asked="99.0")
+    assert recheck(tmp_path / "b", parse_wanted("onnxruntime==99.0")).runtime == "onnxruntime 99.0.0"
+
+
 def test_wrong_answers_are_worse(tmp_path, cache):
     """Decisions, differences and the bundle's own golden self-test say so."""
     bundle(tmp_path / "b")
