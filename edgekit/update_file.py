@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import zipfile
@@ -116,10 +117,15 @@ class UpdateFile:
     def _check(self, members: list[zipfile.ZipInfo]) -> None:
         if len(members) > MAX_ENTRIES:
             raise DataError(f"{self.path} has {len(members)} entries, expected at most {MAX_ENTRIES}")
+        size = os.fstat(self._file.fileno()).st_size
         for one in members:
             plain = one.compress_type == zipfile.ZIP_STORED and not one.flag_bits & 1
             if not _NAME.fullmatch(one.filename) or not plain or one.compress_size != one.file_size:
                 raise DataError(f"{self.path} is no update file: it has the entry {one.filename[:80]!r}")
+            if one.header_offset + one.file_size > size:  # reading it would go on for ever
+                raise DataError(
+                    f"{self.path} is not whole: {one.filename} ends behind its {size} bytes", advice="Copy it again."
+                )
 
     def _member(self, name: str) -> zipfile.ZipInfo:
         if name not in self._members:

@@ -13,12 +13,13 @@ from device_agents.deployment import UpdateRecord, UpdateState
 from device_agents.offline.transport import FileTransport
 from device_agents.threads import in_thread
 from edgekit.bundle.manifest import BLOCK_BYTES, parse_manifest
-from edgekit.errors import DigestMismatchError, UnavailableError
+from edgekit.errors import DigestMismatchError, DiskError, UnavailableError
 from edgekit.trust.assignment import Assignment, Entry
 from edgekit.update_file import UpdateFile
 
 POLL_SECONDS = 0.05
 CURRENT, UNINSTALLED = "current", "uninstalled"
+RESUME = "Mend the cause and import the file again; verified blocks are kept."
 DELAYED = ("deployment-delayed", "assignment-delayed")
 
 
@@ -50,7 +51,8 @@ async def follow_file(agent: Agent, transport: FileTransport, file: UpdateFile, 
     Raises:
         VerificationError, UnavailableError: as `Agent.verify` and `check_blobs`; nothing was changed.
         NotFoundError: the file lacks a part of a bundle.
-        UnavailableError: a deployment cannot go on, for example on a full disk; another import resumes it.
+        UnavailableError: a deployment cannot go on, because the disk is full or the file cannot be read any more;
+            another import resumes it.
     """
     running = asyncio.create_task(agent.run())
     try:
@@ -62,11 +64,13 @@ async def follow_file(agent: Agent, transport: FileTransport, file: UpdateFile, 
         while not _ended(agent.states, assignment):
             if running.done():
                 running.result()
+            if transport.fault is not None:
+                raise DiskError(f"the import stops: {transport.fault}", advice=RESUME) from transport.fault
             for event in transport.events:
                 if event.kind in DELAYED:
                     raise UnavailableError(
                         f"{event.model} waits: {event.error}: {event.message}",
-                        advice="Mend the cause and import the file again; verified blocks are kept.",
+                        advice=RESUME,
                     )
             await asyncio.sleep(POLL_SECONDS)
         removed = [Imported(name, _version(before.get(name)), UNINSTALLED) for name in assignment.uninstall]

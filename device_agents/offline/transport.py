@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from edgekit.bundle.manifest import BLOCK_BYTES, SHA256
-from edgekit.errors import DataError, EdgekitError, NotFoundError
+from edgekit.errors import DataError, DiskError, EdgekitError, NotFoundError
 from edgekit.mqtt import messages, topics
 from edgekit.protocols import Handler, Message
 from edgekit.update_file import UpdateFile
@@ -26,6 +26,7 @@ class FileTransport:
     Attributes:
         events: Events that the device sent.
         blocks_sent: Blocks that were read from the file.
+        fault: Why the file cannot be read any more, as when its stick was pulled out; None if it can.
     """
 
     def __init__(self, file: UpdateFile, fleet: str, device: str) -> None:
@@ -35,6 +36,7 @@ class FileTransport:
         self._started = asyncio.Event()
         self.events: list[messages.Event] = []
         self.blocks_sent = 0
+        self.fault: DiskError | None = None
 
     @property
     def connected(self) -> bool:
@@ -115,6 +117,9 @@ class FileTransport:
             yield from answers
         except NotFoundError as error:
             yield messages.Answer(request_id, error="not-found", message=str(error))
+        except DiskError as error:  # nothing is wrong with the bundle: its deployment waits
+            self.fault = error
+            yield messages.Answer(request_id, error="busy", message=str(error))
         except EdgekitError as error:
             log.warning("%s", error)
             yield messages.Answer(request_id, error="bad-request", message=str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from device_agents.facts import measure_facts
 from device_agents.offline.importing import Imported, follow_file
 from device_agents.offline.transport import FileTransport
 from edgekit.bundle.manifest import MANIFEST_NAME, file_entry
-from edgekit.errors import ClockError, ExpiredError, VerificationError
+from edgekit.errors import ClockError, DiskError, ExpiredError, VerificationError
 from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
 from edgekit.registry.offline import Order, export_update
@@ -113,6 +114,18 @@ class Pulled(FileTransport):
         """Answer a request while there is a stick."""
         if self.blocks_sent < PULLED_BLOCKS:
             await super().publish(topic, payload, **how)
+
+
+class Unreadable(FileTransport):
+    """A stick that is pulled after some blocks: the system cannot read the open file any more."""
+
+    async def publish(self, topic: str, payload: bytes, **how: object) -> None:
+        """Answer a request; after some blocks, a folder stands for the file, which cannot be read."""
+        if self.blocks_sent >= PULLED_BLOCKS:
+            folder = os.open("/", os.O_RDONLY)
+            os.dup2(folder, self._file._file.fileno())
+            os.close(folder)
+        await super().publish(topic, payload, **how)
 
 
 @contextlib.asynccontextmanager
@@ -254,3 +267,18 @@ async def test_an_interrupted_import_goes_on_with_what_it_has(tmp_path: Path) ->
         async with importing(folder, path) as (_, transport, follow):
             assert await follow() == [Imported("small", "1.0.0", "succeeded")]
             assert transport.blocks_sent <= whole - PULLED_BLOCKS // 2
+
+
+async def test_a_stick_that_is_pulled_makes_no_failed_deployment(tmp_path: Path) -> None:
+    """The import ends with the reason, and goes on when the stick is there again: a failed one is not tried again."""
+    async with ControlSide(tmp_path) as side:
+        folder = enroll(side, "pi-1")
+        await assigned(side, "1.0.0", "pi-1")
+        path = export(side, tmp_path / "one.edgekit", "pi-1")
+        async with importing(folder, path, Unreadable) as (agent, _transport, follow):
+            with pytest.raises(DiskError, match=r"the import stops: .*one\.edgekit cannot be read"):
+                await follow()
+            assert agent.states["small"].outcome is None
+        async with importing(folder, path) as (_, transport, follow):
+            assert await follow() == [Imported("small", "1.0.0", "succeeded")]
+            assert transport.blocks_sent <= BALLAST_BYTES // 65_536 - PULLED_BLOCKS // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 import zipfile
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_nothing_is_written_for_nobody(shell: Shell, tmp_path: Path, who: str, s
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.parametrize("fault", ["text", "compressed", "foreign", "newer", "cut", "no-index"])
+@pytest.mark.parametrize("fault", ["text", "compressed", "foreign", "newer", "cut", "no-index", "longer"])
 def test_other_files_are_no_update_files(tmp_path: Path, fault: str) -> None:
     """Whatever lies on the stick; nothing is unpacked."""
     path = tmp_path / "x.edgekit"
@@ -101,8 +102,14 @@ def test_other_files_are_no_update_files(tmp_path: Path, fault: str) -> None:
             archive.writestr("index.json", index)
         if fault == "foreign":
             archive.writestr("../../etc/passwd", b"x")
+        archive.writestr("blobs/" + "0" * 64, b"x")
     if fault == "text":
         path.write_text("hello")
+    if fault == "longer":  # its entry says that it has 2 GiB
+        data = bytearray(path.read_bytes())
+        at = data.rindex(b"PK\x01\x02") + 20
+        data[at : at + 8] = struct.pack("<2L", 2**31, 2**31)
+        path.write_bytes(data)
     if fault == "cut":
         path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises((DataError, NotFoundError), match=r"x\.edgekit"):
