@@ -104,13 +104,35 @@ class CertificateRenewal:
         except msgspec.MsgspecError as error:
             raise DataError(f"the controller's answer is no certificate: {error}") from error
         _, end = expiry_of(certificate)
-        fresh = _new(self._parts.certificate), _new(self._parts.key)
-        await in_thread(_write, fresh, certificate, private_pem(key))
+        pair = self._parts.certificate, self._parts.key
+        fresh = await in_thread(write_new, *pair, certificate, private_pem(key))
         await self._parts.probe(*fresh)
-        await in_thread(settle_pair, self._parts.certificate, self._parts.key, fresh)
+        await in_thread(settle_pair, *pair, fresh)
         self._parts.adopt()
         log.info("the certificate was renewed; the new one has connected")
         self._events.send("certificate-renewed", "", "", "the new certificate has connected", {"expires": end})
+
+
+def write_new(certificate: Path, key: Path, pem: bytes, private: bytes) -> tuple[Path, Path]:
+    """Write a new certificate and its key beside those in use, both to the disk itself.
+
+    Returns:
+        Paths of the new certificate and of its key.
+
+    Raises:
+        DiskError: they cannot be written.
+    """
+    fresh = _new(certificate), _new(key)
+    try:
+        for path, data in zip(fresh, (pem, private), strict=True):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise DiskError(f"the new certificate cannot be written: {error.strerror or error}") from error
+    return fresh
 
 
 def settle_pair(certificate: Path, key: Path, fresh: tuple[Path, Path]) -> None:
@@ -150,16 +172,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DiskError(f"the certificate {path} cannot be read: {error.strerror or error}") from error
-
-
-def _write(fresh: tuple[Path, Path], certificate: bytes, key: bytes) -> None:
-    """Write the new certificate and its key, both to the disk itself. Raises DiskError."""
-    try:
-        for path, data in zip(fresh, (certificate, key), strict=True):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-    except OSError as error:
-        raise DiskError(f"the new certificate cannot be written: {error.strerror or error}") from error

@@ -187,7 +187,7 @@ def judge_certificate(begin: float, end: float, now: float, *, renews: bool) -> 
     if now >= end:
         raise UnavailableError(
             f"it has expired: {until}, and now is {_text(now)}",
-            advice="Enroll it again, or: edgekit-agent join",
+            advice="Get a new one with an enrollment code: edgekit-agent join URL --code CODE --again",
         )
     if not renews:
         if is_due(begin, end, now):

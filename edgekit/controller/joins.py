@@ -140,8 +140,8 @@ class JoinService:
             repeated = self._state.devices.get(request.name).public_key.strip() == pem.strip()
         except NotFoundError:
             repeated = False
-        if not repeated:
-            check_use(code, request.name, request.target, now)
+        limits = msgspec.structs.replace(code, left=max(code.left, 1)) if repeated else code  # it takes nothing
+        check_use(limits, request.name, request.target, now)
         self._check_served(request.name)
         proof = open_envelope(request.proof, ClaimProof, parse_public(pem.encode()))
         if (proof.name, proof.token) != (request.name, token):
@@ -185,7 +185,9 @@ class JoinService:
         now, issued = self._clock.wall(), self._state.certificates.all(name)
         valid = any(not one.revoked and one.expires > now for one in issued)
         if not valid and any(one.revoked for one in issued):  # its connection is open until it connects anew
-            raise VerificationError("its certificate was revoked; it needs a new enrollment code to join again")
+            raise VerificationError(
+                "its certificate was revoked; with a new enrollment code: edgekit-agent join --again"
+            )
         if (request.device, request.fleet) != (name, self._fleet):
             raise DataError(f"the request is of {request.device[:64]!r} in fleet {request.fleet[:64]!r}")
         fresh = self._authority.issue_client(parse_request(request.csr, name), name, self._days, now)

@@ -89,6 +89,27 @@ class CertificateTable(FleetTable):
             after = {"expires": code.expires, "quota": code.left, "name": code.name, "target": code.target}
             record(connection, self._fleet, self._author, "code.add", code.token, now=now, after=after)
 
+    def codes(self, now: float) -> list[StoredCode]:
+        """The enrollment codes that can still be used at `now` (wall clock seconds), by their expiry."""
+        usable = sa.and_(join_codes.c.fleet == self._fleet, join_codes.c.expires > now, join_codes.c.left > 0)
+        query = sa.select(join_codes).where(usable).order_by(join_codes.c.expires, join_codes.c.token)
+        with self._reading() as connection:
+            return [_read_code(row) for row in connection.execute(query).mappings()]
+
+    def revoke_code(self, token: str, now: float) -> StoredCode:
+        """Let an enrollment code expire now. Returns it as it was. Raises NotFoundError."""
+        mine = sa.and_(join_codes.c.fleet == self._fleet, join_codes.c.token == token)
+        with self._writing() as connection:
+            row = connection.execute(sa.select(join_codes).where(mine).with_for_update()).mappings().first()
+            if row is None:
+                raise NotFoundError(
+                    f"there is no enrollment code {token[:16]!r}", advice="See: edgekit device code --list"
+                )
+            connection.execute(join_codes.update().where(mine).values(expires=min(now, row["expires"])))
+            before = {"expires": row["expires"], "quota": row["left"]}
+            record(connection, self._fleet, self._author, "code.revoke", token, now=now, before=before)
+        return _read_code(row)
+
     def code(self, token: str) -> StoredCode:
         """An enrollment code. Raises NotFoundError."""
         query = sa.select(join_codes).where(join_codes.c.fleet == self._fleet, join_codes.c.token == token)

@@ -1,4 +1,4 @@
-"""The list of revoked certificates outlives the database."""
+"""Revoked certificates outlive the database; enrollment codes are listed and ended."""
 
 import time
 
@@ -44,3 +44,25 @@ def test_a_lost_database_makes_no_revoked_certificate_valid_again(tmp_path, monk
         assert "fleet-ca.crl cannot be used" in shell("edgekit ca revoke pi-4", 1)[1]
     listed.write_bytes(good)
     assert "revoked" not in shell("edgekit ca list pi-4")[0]
+
+
+def test_a_code_that_leaked_is_ended(tmp_path, monkeypatch, capfd):
+    """Codes are listed by their id, without their secret, until they are used up, expire or are revoked."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edgekit.toml").write_text('fleet = "f1"\n')
+    shell = Shell(tmp_path, monkeypatch, capfd)
+    assert "No enrollment code" in shell("edgekit device code --list")[1]
+    made = shell.json("edgekit device code --quota 50 --label site=north --json")
+    other = shell.json("edgekit device code --id pi-1 --json")
+    (first, second) = sorted(shell.json("edgekit device code --list --json"), key=lambda one: one["quota"])
+    assert (first["token"], first["device"], second["token"]) == (other["token"], "pi-1", made["token"])
+    assert (second["quota"], second["labels"]) == (50, {"site": "north"})
+    out, _ = shell("edgekit device code --list")
+    assert made["token"] in out
+    assert made["code"].rpartition(".")[2] not in out
+    assert "has ended" in shell(f"edgekit device code --revoke {made['token']}")[1]
+    assert [one["token"] for one in shell.json("edgekit device code --list --json")] == [other["token"]]
+    assert shell.state().certificates.code(made["token"]).expires <= time.time()
+    assert "no enrollment code 'nothing'" in shell("edgekit device code --revoke nothing", 1)[1]
+    (entry,) = shell.json("edgekit audit list --what code.revoke --json")
+    assert (entry["subject"], entry["before"]["quota"]) == (made["token"], 50)

@@ -160,7 +160,7 @@ def until(holds, seconds=60):
 
 
 async def test_a_device_joins_with_a_code_runs_and_is_revoked(site):
-    """Its keys are made on it; a code is for its quota; a revoked certificate gets no connection.
+    """Its keys are made on it; a code is for its quota; a revoked certificate gets no connection, a new code a new one.
 
     The operator's key for samples comes with the answer, so that `collect` works; a device can refuse it.
     """
@@ -199,6 +199,11 @@ async def test_a_device_joins_with_a_code_runs_and_is_revoked(site):
                 with pytest.raises(TransportError):
                     async with connected(gone, seconds=2):
                         pass
+            settings = (site.folder / "pi-9" / "agent.toml").read_bytes()
+            code = site.shell.json("edgekit device code --json")["code"]
+            processes.run(f"edgekit-agent join {site.claim_url} --code {code} --again -o pi-9 --seconds 20")
+            async with connected(site.client("pi-9/broker")):
+                assert (site.folder / "pi-9" / "agent.toml").read_bytes() == settings
             assert broker.poll() is None
     finally:
         processes.stop_all()
