@@ -107,7 +107,7 @@ class InferenceRouter:
                     request.certify(held)
                 explorer = self._explorer if len(certified) == 1 else None
                 if explorer is not None and explorer.consider(request, held, outputs, see):
-                    return request.respond(outputs, after, score)
+                    return request.respond(outputs, Decision(Route.LOCAL, Reason.EXPLORATION), score)
             see(None, None)
             return request.respond(outputs, after, score)
         rows = None
@@ -210,9 +210,9 @@ class InferenceRouter:
         """Ask the cloud tier after the local model failed with `error`; raise `error` when that fails too."""
         if request.route == routing_rules.LOCAL_ONLY or not has_cloud or request.stateful:
             raise error
-        reason = Reason.OVERLOADED if isinstance(error, OverloadedError) else Reason.LOCAL_ERROR
+        decision = Decision(Route.CLOUD, routing_rules.without_local(error))
         try:
-            return request.respond_from_cloud(await self._ask_cloud(request), Decision(Route.CLOUD, reason))
+            return request.respond_from_cloud(await self._ask_cloud(request), decision)
         except CloudError as cloud_error:
             raise error from cloud_error
 

@@ -1,7 +1,8 @@
 """Rules that choose a request's route: the local model, the cloud tier, or local as a substitute for the cloud tier.
 
 The reasons are checked in this order: a model with state, a model whose inputs may not leave the device, the request's
-own route, no local model, an overloaded or failing local model, a low score.
+own route, no local model, a failing local model, a deadline that it cannot keep, an overloaded one, a low score, and
+exploration.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from device_agents.inference.cascade.certified import Held
 from edgekit.bundle.manifest import Task
 from edgekit.bundle.scores import row_scores
 from edgekit.certificate.scoring import score as certificate_score
+from edgekit.errors import RuntimeLoadError
+from edgekit.serving.session.queue import DeadlineError, OverloadedError
+from edgekit.serving.worker.errors import WorkerRestartingError
 from edgekit.tensors import Array
 
 AUTO, LOCAL_ONLY, CLOUD_ONLY = "auto", "local-only", "cloud-only"
@@ -42,13 +46,14 @@ class Reason(str, enum.Enum):
     LOCAL_ERROR = "local-error"
     LOW_SCORE = "low-score"
     CONFIDENT = "confident"
+    EXPLORATION = "exploration"  # confident, and sent to the cloud tier too, after the answer, to test the certificate
     NO_SCORE = "no-score"  # the task has no score, so the local answer is used
     NO_CLOUD = "no-cloud"  # no cloud tier is configured
     BREAKER_OPEN = "breaker-open"
     CLOUD_BUSY = "cloud-busy"
     CLOUD_FAILED = "cloud-failed"
     BYTES_REFUSED = "bytes-refused"  # the cloud tier's model does not take the original bytes
-    DEADLINE = "deadline"
+    DEADLINE = "deadline"  # too near for the local model (route cloud) or for the cloud tier (degraded)
     STATEFUL = "stateful"  # the model has state, which is on this device only
     PRIVATE = "private"  # the settings or the bundle say that inputs of this model never leave the device
     OFFLINE = "offline"  # the settings, or offline_file, keep this device from calling the cloud tier
@@ -129,6 +134,15 @@ def after_running(
     if score >= threshold if sure is None else sure:
         return _CONFIDENT
     return Decision(Route.CLOUD, Reason.LOW_SCORE) if has_cloud else Decision(Route.LOCAL, without)
+
+
+def without_local(error: OverloadedError | RuntimeLoadError) -> Reason:
+    """Why the local model gave no answer. A worker that restarts is the model's own fault, and no overload."""
+    if isinstance(error, DeadlineError):
+        return Reason.DEADLINE
+    if isinstance(error, OverloadedError) and not isinstance(error, WorkerRestartingError):
+        return Reason.OVERLOADED
+    return Reason.LOCAL_ERROR
 
 
 def certified_scores(held: Held, outputs: Mapping[str, Array]) -> Array | None:

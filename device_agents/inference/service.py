@@ -26,7 +26,7 @@ from device_agents.inference.options import CloudOptions, ServiceOptions, with_o
 from device_agents.inference.request import Request, parse_parameters
 from device_agents.inference.router import InferenceRouter
 from device_agents.inference.watch.behaviour import BehaviourLog
-from device_agents.inference.watch.counters import new_counters
+from device_agents.inference.watch.counters import count_answer, new_counters
 from device_agents.inference.watch.drift import Listener as DriftListener
 from device_agents.inference.watch.figures import present, totals
 from device_agents.inference.watch.observation import TakesSamples
@@ -357,8 +357,7 @@ class InferenceService:
                 self._behaviour.failed(model, request.session.digest)
                 self._observer.sketches.failed(model, request.session.digest)
             raise
-        answered_by = response.parameters["edgekit_route"]
-        counters[answered_by] += 1
+        answered_by = count_answer(counters, response.parameters)
         counters["certified"] += request.certificate is not None
         if request.session is not None:
             digest, now = request.session.digest, self._clock.monotonic()
@@ -444,7 +443,7 @@ class InferenceService:
         return self._behaviour.behaviour(model)
 
     def counters(self) -> dict[str, dict[str, float]]:
-        """Rising counters by model: COUNTERS, `swaps`, `loads`, `evictions`, `crashes`, and those of `Fallback`."""
+        """Rising counts by model: COUNTERS, reasons, `swaps`, `loads`, `evictions`, `crashes`, those of `Fallback`."""
         return totals(self._counters, self._manager, self._fallback)
 
     def take_sketches(self) -> dict[str, Sketch]:

@@ -58,6 +58,12 @@ METRICS = (
         "Requests that needed the cloud tier and got no answer from it (failed, late, busy or switched off).",
     ),
     Metric(
+        "edgekit_model_reasons_total",
+        "counter",
+        "Answers by the reason of their route, edgekit_reason (docs/serving.md has the reasons).",
+        ("model", "reason"),
+    ),
+    Metric(
         "edgekit_model_cloud_failures_total",
         "counter",
         "Calls of the cloud tier that failed or were not made, by reason (docs/serving.md has the reasons).",

@@ -13,8 +13,12 @@ from device_agents.inference.routing_rules import (
     before_running,
     score,
     usable,
+    without_local,
 )
 from edgekit.bundle.manifest import Task
+from edgekit.errors import RuntimeLoadError
+from edgekit.serving.session.queue import DeadlineError, OverloadedError
+from edgekit.serving.worker.errors import WorkerCrashedError, WorkerRestartingError
 
 CLASSES = Task("classification", "y", "probabilities")
 
@@ -38,6 +42,21 @@ def test_the_request_and_what_there_is_decide_where_to_ask_first(
 ) -> None:
     """local-only never leaves the device, cloud-only never stays."""
     assert before_running(route, has_local=has_local, has_cloud=has_cloud) == Decision(place, reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OverloadedError("m", 64, 1.0), Reason.OVERLOADED),
+        (DeadlineError("m", 1, 1.0), Reason.DEADLINE),
+        (WorkerRestartingError("m", 0, 4.0), Reason.LOCAL_ERROR),  # the model's own fault
+        (WorkerCrashedError("died of SIGSEGV"), Reason.LOCAL_ERROR),
+        (RuntimeLoadError("no memory"), Reason.LOCAL_ERROR),
+    ],
+)
+def test_why_the_local_model_gave_no_answer(error: OverloadedError | RuntimeLoadError, reason: Reason) -> None:
+    """Each has its own reason in answers, metrics and telemetry."""
+    assert without_local(error) is reason
 
 
 @pytest.mark.parametrize(

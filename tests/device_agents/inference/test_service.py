@@ -156,6 +156,9 @@ async def test_without_the_cloud_an_unsure_answer_is_degraded_and_then_costs_not
         "certified": 0,
         "explored": 0,
         "explored_differing": 0,
+        "reasons.cloud-failed": 3,
+        "reasons.breaker-open": 3,
+        "reasons.low-score": 1,
         "cloud_failures.failed": 3,
         "cloud_failures.breaker-open": 3,
         "cloud_retries": 0,
@@ -386,6 +389,25 @@ async def test_a_full_queue_goes_to_the_cloud_or_is_refused(cloud, manifest, tmp
         assert service.counters()["small"]["shed"] == 2
         gate.set()
         await busy
+
+
+async def test_a_deadline_that_the_local_model_cannot_keep_goes_to_the_cloud_with_its_own_reason(
+    cloud, manifest, tmp_path
+) -> None:
+    """It is no overload: the queue has room."""
+    async with InferenceService(cloud=cloud) as service:
+        await service.activate("small", manifest, tmp_path)
+        session = service._session("small")
+        assert session is not None
+        session._mean_seconds = 60.0
+        gate = threading.Event()
+        busy = asyncio.ensure_future(session.call(lambda runtime: gate.wait(10)))
+        await asyncio.sleep(0)
+        assert where(await service.infer("small", {"x": SURE}, deadline_ms=10_000)) == ("cloud", "deadline")
+        gate.set()
+        await busy
+        counted = service.counters()["small"]
+        assert (counted["expired"], counted["reasons.deadline"]) == (1, 1)
 
 
 async def test_requests_that_name_no_deadline_have_the_services(cloud, manifest, tmp_path) -> None:

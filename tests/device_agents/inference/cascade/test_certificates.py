@@ -226,6 +226,7 @@ async def test_a_shift_is_refuted_by_exploration_and_the_device_turns_careful(tm
         await explored(service, against, 12)
         assert [one[0] for one in news] == ["certificate-refuted"]
         assert news[0][3]["differing"] == news[0][3]["explored"] <= 12
+        assert service.counters()["pair"]["reasons.exploration"] >= news[0][3]["explored"]
         got = (await service.infer("pair", {"x": against[:1]})).parameters
         assert "edgekit_certificate" not in got
         assert got["edgekit_route"] == ("cloud" if policy == "careful" else "local")
