@@ -101,7 +101,7 @@ class CertificateRenewal:
 
         try:
             certificate, _ = _PAIR.decode(await self._requests.certificate(sign))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise DataError(f"the controller's answer is no certificate: {error}") from error
         _, end = expiry_of(certificate)
         pair = self._parts.certificate, self._parts.key

@@ -38,7 +38,7 @@ def load_offers(disk: Disk, folder: str) -> tuple[Offer, ...]:
         return msgspec.msgpack.decode(disk.read(f"{folder}/{OFFERS_NAME}"), type=tuple[Offer, ...])
     except FileNotFoundError:
         return ()
-    except (DiskError, msgspec.MsgspecError) as error:
+    except (DiskError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         log.warning("the deltas of %s are not used: %s", folder, error)
         return ()
 

@@ -230,7 +230,7 @@ class Collector:
         try:
             if self._disk.exists(STATE_FILE):
                 return msgspec.json.decode(self._disk.read(STATE_FILE), type=State)
-        except (DiskError, OSError, msgspec.MsgspecError) as error:
+        except (DiskError, OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             _log.warning("%s cannot be read, limits of samples begin anew: %s", STATE_FILE, error)
         return State()
 

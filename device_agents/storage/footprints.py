@@ -50,6 +50,6 @@ class DiskFootprints:
             try:
                 if self._disk.exists(FILE_NAME):
                     self._bytes = msgspec.json.decode(self._disk.read(FILE_NAME), type=dict[str, int])
-            except (DiskError, OSError, msgspec.MsgspecError) as error:
+            except (DiskError, OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
                 log.warning("%s cannot be read, memory is measured again: %s", FILE_NAME, error)
         return self._bytes

@@ -347,6 +347,6 @@ def _recipe(text: str) -> Recipe:
         data = path.read_bytes()
         decode = msgspec.toml.decode if path.suffix == ".toml" else msgspec.json.decode
         return decode(data, type=Recipe)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         fields = ", ".join(Recipe.__struct_fields__)
         raise RecipeError(f"recipe {text} cannot be read: {error}", advice=f"Recipe keys: {fields}.") from error

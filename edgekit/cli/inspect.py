@@ -88,7 +88,7 @@ def _contents(folder: Path, manifest: Manifest) -> dict[str, Any]:
         return {}
     try:
         contents = msgspec.json.decode((folder / entries[0].path).read_bytes(), type=_Report).contents
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ManifestError(f"{folder / entries[0].path} cannot be read: {error}") from error
     if contents is None:
         return {}

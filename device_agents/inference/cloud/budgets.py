@@ -106,7 +106,7 @@ class Budgets:
         try:
             if self._disk is not None and self._disk.exists(FILE_NAME):
                 return msgspec.json.decode(self._disk.read(FILE_NAME), type=dict[str, Spent])
-        except (DiskError, OSError, msgspec.MsgspecError) as error:
+        except (DiskError, OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             _log.warning("%s cannot be read, the day's budgets begin anew: %s", FILE_NAME, error)
         return {}
 

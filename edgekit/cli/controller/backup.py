@@ -197,7 +197,7 @@ def _unpack(file: Path, folder: Path) -> Index:
                     source = _member(archive, member)
                     while chunk := source.read(1024**2):
                         target.write(chunk)
-    except (tarfile.TarError, msgspec.MsgspecError, EOFError) as error:
+    except (tarfile.TarError, msgspec.MsgspecError, UnicodeDecodeError, EOFError) as error:
         raise DataError(f"{file} is no whole backup: {error}") from error
     for name, digest in index.files.items():
         path = folder / name

@@ -105,7 +105,7 @@ def _report(reader: RegistryReader, release: Release) -> dict[str, Any] | None:
         return None
     try:
         found = msgspec.json.decode(reader.read(entry))
-    except (EdgekitError, msgspec.MsgspecError) as error:
+    except (EdgekitError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         note(f"the report of the bundle cannot be read, so digests of data are missing: {error}")
         return None
     return found if isinstance(found, dict) else None

@@ -98,5 +98,5 @@ def _value(text: bytes) -> Any:
     """The header's value as a number or boolean, else as text."""
     try:
         return msgspec.json.decode(text, type=bool | int | float)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return text.decode("latin-1")

@@ -161,7 +161,7 @@ def _decode_in_parts(dtype: DType, data: msgspec.Raw) -> Array | None:
         try:
             items = _DECODERS[dtype].decode(b"[" + text[start:stop] + b"]")
             parts.append(_numbers(dtype, items))
-        except (msgspec.MsgspecError, OverflowError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError):
             return None
         start = stop + 1
     return np.concatenate(parts)
@@ -184,7 +184,7 @@ def _json_items(name: str, dtype: DType, shape: Sequence[int], data: msgspec.Raw
     try:
         items: list[Any] = _DECODERS[dtype].decode(data)
         return items
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         nested = _decode_any(name, data)
         if not (isinstance(nested, list) and nested and isinstance(nested[0], list)):
             raise DataError(f"{name}: data is not {NAMES[dtype]}: {error}") from error
@@ -198,7 +198,7 @@ def _json_items(name: str, dtype: DType, shape: Sequence[int], data: msgspec.Raw
 def _decode_any(name: str, data: msgspec.Raw) -> Any:
     try:
         return msgspec.json.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{name}: data cannot be parsed: {error}") from error
 
 

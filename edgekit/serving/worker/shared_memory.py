@@ -123,7 +123,7 @@ class Channel:
             message: Message = _decoder.decode(self._exactly(length))
         except TimeoutError:  # an OSError too
             raise
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise WorkerLostError(f"its message cannot be read: {error}") from error
         return message
 

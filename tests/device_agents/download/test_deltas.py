@@ -189,5 +189,6 @@ def test_load_offers_that_are_damaged_are_none():
     assert load_offers(disk, "to") == ()
     save_offers(disk, "to", (OFFER,))
     assert load_offers(disk, "to") == (OFFER,)
-    disk.write(f"to/{OFFERS_NAME}", b"\xc1")
-    assert load_offers(disk, "to") == ()
+    for damage in (b"\xc1", b"\x91\x81\xa4base\xa1\xff"):  # no MessagePack; text that is not UTF-8
+        disk.write(f"to/{OFFERS_NAME}", damage)
+        assert load_offers(disk, "to") == ()

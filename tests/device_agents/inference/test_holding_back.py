@@ -136,9 +136,12 @@ async def test_a_budget_that_burns_too_fast_keeps_surer_answers(tmp_path: Path) 
     assert (1 - sent / 10) ** 8 <= score < (1 - (sent - 1) / 10) ** 8
 
 
-async def test_bytes_are_counted_and_a_damaged_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", [b'{"": {"calls": -1}}', b'{"\xff": {}}'])
+async def test_bytes_are_counted_and_a_damaged_file_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes
+) -> None:
     """A request that is larger than what is left is not sent."""
-    (tmp_path / FILE_NAME).write_text('{"": {"calls": -1}}')
+    (tmp_path / FILE_NAME).write_bytes(damage)
     cloud, options = MemoryCloud(CLOUD_OUTPUTS), ServiceOptions(cloud_bytes_per_day=NAN.nbytes * 2 + 1)
     async with InferenceService(cloud=cloud, clock=WallClock(), service=options, disk=FolderDisk(tmp_path)) as service:
         await service.activate("small", onnx_bundle(tmp_path / "b"), tmp_path / "b")

@@ -674,8 +674,9 @@ def test_measured_sizes_survive_a_damaged_file_and_a_full_disk(tmp_path) -> None
         made.put(f"{n}", n)
     again = DiskFootprints(disk)
     assert (again.get("69"), again.get("6"), again.get("5")) == (69, 6, None)
-    (tmp_path / "footprints.json").write_bytes(b'{"69": "large"}')
-    assert DiskFootprints(disk).get("69") is None
+    for damage in (b'{"69": "large"}', b'{"\xff9": 1}'):
+        (tmp_path / "footprints.json").write_bytes(damage)
+        assert DiskFootprints(disk).get("69") is None
     (tmp_path / "footprints.json").unlink()
     (tmp_path / "footprints.json").mkdir()
     broken = DiskFootprints(disk)

@@ -253,10 +253,11 @@ async def test_a_request_does_not_fail_where_memory_for_a_copy_is_missing(
     assert rig.samples() == []
 
 
-async def test_a_damaged_state_begins_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"{]", b'{"as\xff": 1}'])
+async def test_a_damaged_state_begins_anew(tmp_path: Path, damage: bytes) -> None:
     """And says so in the log; samples are not lost."""
     disk = FaultyDisk()
-    disk.write(STATE_FILE, b"{]")
+    disk.write(STATE_FILE, damage)
     rig = Rig(rule=Rule(HARD), disk=disk)
     async with serving(rig, tmp_path) as ask:
         await ask()

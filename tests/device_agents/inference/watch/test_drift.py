@@ -92,7 +92,7 @@ async def test_a_new_version_while_the_agent_was_off_ends_the_drift_too(tmp_path
     assert json.loads((tmp_path / FILE_NAME).read_bytes()) == {}
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"digits":{"digest":1}}', b"\xff\x00"])
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"digits":{"digest":1}}', b"\xff\x00", b'{"d\xff":1}'])
 async def test_a_damaged_file_begins_the_tests_anew(tmp_path: Path, damage: bytes) -> None:
     """The models answer, and the next store mends it."""
     manifest = bundle_with_reference(tmp_path / "b")

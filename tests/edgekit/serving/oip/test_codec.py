@@ -135,6 +135,14 @@ def test_bytes_that_are_not_text_need_binary() -> None:
         (b"[1]", "cannot be parsed"),
         (b'{"inputs": [', "cannot be parsed"),
         (b'{"inputs": "\xff"}', "cannot be parsed"),
+        (
+            b'{"inputs": [{"name": "x", "shape": [1], "datatype": "BYTES", "data": ["\xff"]}]}',
+            "x: data cannot be parsed",
+        ),
+        (
+            b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": ["\xff"]}]}',
+            "x: data cannot be parsed",
+        ),
         (b"[" * 100_000, "cannot be parsed"),
         (b"{}", "inputs"),
         (request(tensor([1, 2]), id=5), "id"),
