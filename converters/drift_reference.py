@@ -13,6 +13,7 @@ from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
 from converters.report.report import DriftReport
 from edgekit.bundle.manifest import Task
+from edgekit.drift.outliers import with_bounds
 from edgekit.drift.reference import MIN_SAMPLES, TIES, Reference, bounded, summarise
 from edgekit.drift.statistics import answer_statistics, input_statistics
 from edgekit.tensors import Array
@@ -103,4 +104,4 @@ def _reference(values: Mapping[str, list[float]]) -> Reference:
         for name, found in values.items()
         if len(found) >= MIN_SAMPLES
     ]
-    return bounded(statistics)
+    return bounded(with_bounds(statistics, values))

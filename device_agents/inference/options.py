@@ -14,6 +14,7 @@ from edgekit.serving.models.options import (
     CloudInputs,
     FallbackThreshold,
     ModelSettings,
+    OutOfDistribution,
     RefutedCertificate,
     SendInputs,
     TelemetryInputs,
@@ -38,6 +39,7 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
         send_inputs: Whether inputs may leave the device.
         cloud_inputs: The form in which they go to the cloud tier.
         stream_pause_seconds: Shortest time between two calls of the cloud tier for one stream.
+        out_of_distribution: What to do with inputs that are unlike the data of the conversion.
         cloud_timeout_seconds: Longest wait for an answer of the cloud tier.
         cloud_calls_per_day, cloud_bytes_per_day: Budget of all models together; 0 for no limit.
         exploration_share: Share of the confident answers under a certificate that is also sent to the cloud tier.
@@ -57,6 +59,7 @@ class ServiceOptions(msgspec.Struct, frozen=True, kw_only=True):
     send_inputs: SendInputs = "allowed"
     cloud_inputs: CloudInputs = "decoded"
     stream_pause_seconds: float = 0.0
+    out_of_distribution: OutOfDistribution = "ignore"
     cloud_timeout_seconds: float = 2.0
     cloud_calls_per_day: int = 0
     cloud_bytes_per_day: int = 0
@@ -83,6 +86,7 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
         send_inputs: Whether its inputs may leave the device.
         cloud_inputs: The form in which they go there.
         stream_pause_seconds: Shortest time between two calls for one of its streams.
+        out_of_distribution: What to do with its inputs that are unlike the data of the conversion.
         own_threshold: True where the threshold is set for this model; then a certificate's threshold is not used.
         refuted_certificate: What a refuted certificate changes.
         budget: Its daily budget, beside that of all models.
@@ -93,6 +97,7 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
     send_inputs: SendInputs = "allowed"
     cloud_inputs: CloudInputs = "decoded"
     stream_pause_seconds: float = 0.0
+    out_of_distribution: OutOfDistribution = "ignore"
     own_threshold: bool = False
     refuted_certificate: RefutedCertificate = "careful"
     budget: Budget = Budget()
@@ -113,6 +118,7 @@ class CloudOptions(msgspec.Struct, frozen=True, kw_only=True):
             send_inputs=choose("send_inputs"),
             cloud_inputs=choose("cloud_inputs"),
             stream_pause_seconds=choose("stream_pause_seconds"),
+            out_of_distribution=choose("out_of_distribution"),
             own_threshold=own.fallback_threshold is not None,
             refuted_certificate=service.refuted_certificate,
             budget=Budget(own.cloud_calls_per_day or 0, own.cloud_bytes_per_day or 0),

@@ -17,7 +17,9 @@ from device_agents.inference.options import LOCAL_ONLY, NEVER, CloudOptions
 from device_agents.inference.request import Request, no_route_message, stateful_error
 from device_agents.inference.routing_rules import Decision, Reason, Route
 from device_agents.inference.watch.observation import TakesSamples, observation
+from device_agents.inference.watch.outliers import OutlierGate
 from device_agents.inference.watch.shadowing import Shadowing
+from edgekit.certificate.document import REGRET
 from edgekit.errors import CloudError, RuntimeLoadError, UnavailableError
 from edgekit.protocols import Clock, CloudAnswer
 from edgekit.runtimes.logical import check_inputs
@@ -44,6 +46,7 @@ class InferenceRouter:
         certificates: Certificates of the active bundles.
         explorer: Sends some confident answers to the cloud tier too; None without a cloud tier.
         shadowing: Compares other bundles with the local answers.
+        outliers: Finds rows out of distribution, for models whose owner sends them.
 
     Attributes:
         taker: Takes the answers of local models whose inputs may leave the device; None for nobody.
@@ -59,19 +62,18 @@ class InferenceRouter:
         certificates: Certificates,
         explorer: Explorer | None,
         shadowing: Shadowing,
+        outliers: OutlierGate,
     ) -> None:
         self._manager, self._fallback = manager, fallback
         self._options, self._clock, self._prepare_again = options, clock, prepare_again
         self._certificates, self._explorer = certificates, explorer
-        self._shadowing = shadowing
+        self._shadowing, self._outliers = shadowing, outliers
         self.taker: TakesSamples | None = None
 
     async def answer(self, request: Request) -> InferResponse:
         """Answer a prepared request; raises as `InferenceService.infer`."""
         options = self._options(request.model)
-        is_served = self._fallback is not None and self._fallback.serves(request.model)
-        has_cloud = is_served and options.send_inputs != NEVER
-        without = Reason.PRIVATE if is_served else Reason.NO_CLOUD
+        has_cloud, without = self._cloud_of(request.model, options)
         has_local = request.session is not None
         first = routing_rules.before_running(
             request.route, has_local=has_local, has_cloud=has_cloud, stateful=request.stateful, without=without
@@ -84,9 +86,8 @@ class InferenceRouter:
             return await self._answer_without_local(request, error, has_cloud=has_cloud)
         assert request.session is not None  # it answered
         score = routing_rules.score(request.session.manifest.task, outputs)
-        held = None if options.own_threshold else self._certificates.of(request.model, request.session.digest)
-        if held is not None and held.certificate.bound.original != request.outgoing(options.cloud_inputs).original:
-            held = None  # it was proven with inputs of the other form
+        held = self._held(request, request.session, options)
+        strange = await self._outlying_rows(request, request.session) if has_cloud else None
         certified = None if held is None or not held.applies else routing_rules.certified_scores(held, outputs)
         after = routing_rules.after_running(
             request.route,
@@ -99,21 +100,21 @@ class InferenceRouter:
             sure=routing_rules.certified_sure(
                 held, certified, score, options.threshold, local_only=options.refuted_certificate == LOCAL_ONLY
             ),
+            outlying=strange is not None and bool(strange.any()),
         )
         see = functools.partial(self._observe, request, options, outputs, held, certified, score)
         if after.route is not Route.CLOUD:
             if held is not None and certified is not None and after.reason is Reason.CONFIDENT and has_cloud:
-                if len(certified) == 1 or _may_split(request, outputs, len(certified)):
+                if _holds(held, strange) and (len(certified) == 1 or _may_split(request, outputs, len(certified))):
                     request.certify(held)
                 explorer = self._explorer if len(certified) == 1 else None
                 if explorer is not None and explorer.consider(request, held, outputs, see):
                     return request.respond(outputs, Decision(Route.LOCAL, Reason.EXPLORATION), score)
             see(None, None)
             return request.respond(outputs, after, score)
-        rows = None
-        if after.reason is Reason.LOW_SCORE:
-            rows = self._unsure_rows(request, held, certified, outputs, options.threshold)
-        unsure = score if after.reason is Reason.LOW_SCORE else None
+        rows, unsure = None, {Reason.LOW_SCORE: score, Reason.OUT_OF_DISTRIBUTION: 0.0}.get(after.reason)
+        if unsure is not None:
+            rows = self._unsure_rows(request, held, certified, outputs, options.threshold, strange)
         try:
             answer = await self._ask_cloud(request, outputs, rows, unsure)
         except FallbackError as error:
@@ -124,7 +125,8 @@ class InferenceRouter:
         see(answer, rows)
         if held is not None:
             note_cloud(self._certificates, request.model, held, answer.digest)
-            if certified is not None and after.reason is Reason.LOW_SCORE and (rows is not None or len(certified) == 1):
+            may_claim = after.reason is Reason.LOW_SCORE and _holds(held, strange)
+            if may_claim and certified is not None and (rows is not None or len(certified) == 1):
                 request.certify(held)
         return request.respond_from_cloud(answer, after, score, rows=None if rows is None else int(rows.sum()))
 
@@ -156,14 +158,43 @@ class InferenceRouter:
         if seen is not None:
             self.taker.take(seen)
 
+    def _cloud_of(self, model: str, options: CloudOptions) -> tuple[bool, Reason]:
+        """Whether the cloud tier may answer for the model, and why it may not where it may not."""
+        is_served = self._fallback is not None and self._fallback.serves(model)
+        return is_served and options.send_inputs != NEVER, Reason.PRIVATE if is_served else Reason.NO_CLOUD
+
+    def _held(self, request: Request, session: Session, options: CloudOptions) -> Held | None:
+        """The certificate that decides on the request; None for none."""
+        held = None if options.own_threshold else self._certificates.of(request.model, session.digest)
+        if held is not None and held.certificate.bound.original != request.outgoing(options.cloud_inputs).original:
+            return None  # it was proven with inputs of the other form
+        return held
+
+    async def _outlying_rows(self, request: Request, session: Session) -> Array | None:
+        """True for each row (N,) that is out of distribution; None where they are not judged."""
+        if request.route != routing_rules.AUTO or request.stateful:
+            return None
+        if not self._outliers.watches(request.model, session.digest):
+            return None
+        return await self._outliers.rows(request.model, session, request.inputs)
+
     @staticmethod
     def _unsure_rows(
-        request: Request, held: Held | None, certified: Array | None, outputs: Mapping[str, Array], threshold: float
+        request: Request,
+        held: Held | None,
+        certified: Array | None,
+        outputs: Mapping[str, Array],
+        threshold: float,
+        strange: Array | None,
     ) -> Array | None:
         """The rows that need the cloud tier; None where the request is sent as a whole."""
         assert request.session is not None  # it answered
         session = request.session
         rows = row_splitting.unsure_rows(held, certified, session.manifest.task, outputs, threshold)
+        if strange is not None:
+            if rows is not None and len(rows) != len(strange):
+                return None
+            rows = strange if rows is None else rows | strange
         if rows is None or len(rows) < 2 or not rows.any():
             return None
         return rows if _may_split(request, outputs, len(rows)) else None
@@ -267,6 +298,14 @@ class InferenceRouter:
             await self._prepare_again(request, session)
         request.session = session
         return session
+
+
+def _holds(held: Held, strange: Array | None) -> bool:
+    """True where the certificate's promise stands although further rows go to the cloud tier than its score sends.
+
+    Those that are kept and differ from the cloud's get fewer then; the other promises were proven by score alone.
+    """
+    return strange is None or held.certificate.target == REGRET
 
 
 def _may_split(request: Request, outputs: Mapping[str, Array], rows: int) -> bool:

@@ -1,8 +1,8 @@
 """Rules that choose a request's route: the local model, the cloud tier, or local as a substitute for the cloud tier.
 
 The reasons are checked in this order: a model with state, a model whose inputs may not leave the device, the request's
-own route, no local model, a failing local model, a deadline that it cannot keep, an overloaded one, a low score, and
-exploration.
+own route, no local model, a failing local model, a deadline that it cannot keep, an overloaded one, inputs out of
+distribution, a low score, and exploration.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Reason(str, enum.Enum):
     NO_LOCAL_MODEL = "no-local-model"
     OVERLOADED = "overloaded"
     LOCAL_ERROR = "local-error"
+    OUT_OF_DISTRIBUTION = "out-of-distribution"  # inputs unlike the data of the conversion; the settings want this
     LOW_SCORE = "low-score"
     CONFIDENT = "confident"
     EXPLORATION = "exploration"  # confident, and sent to the cloud tier too, after the answer, to test the certificate
@@ -110,6 +111,7 @@ def after_running(
     stateful: bool = False,
     without: Reason = Reason.NO_CLOUD,
     sure: bool | None = None,
+    outlying: bool = False,
 ) -> Decision:
     """The route after the local model has answered: local if that answer is good enough, else the cloud tier.
 
@@ -122,6 +124,7 @@ def after_running(
         stateful: True for a request of a model with state, which only this device answers.
         without: Reason why there is no cloud tier for this model, where `has_cloud` is False.
         sure: What a certificate says of the answer, instead of score and threshold; None without one.
+        outlying: True where a row is out of distribution, and the settings send such rows.
     """
     if stateful:
         return _STATEFUL if usable or route == LOCAL_ONLY else Decision(Route.DEGRADED, Reason.LOCAL_ERROR)
@@ -129,6 +132,8 @@ def after_running(
         return _LOCAL
     if not usable:
         return Decision(Route.CLOUD if has_cloud else Route.DEGRADED, Reason.LOCAL_ERROR)
+    if outlying and has_cloud:
+        return Decision(Route.CLOUD, Reason.OUT_OF_DISTRIBUTION)
     if score is None:
         return _NO_SCORE
     if score >= threshold if sure is None else sure:

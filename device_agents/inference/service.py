@@ -151,6 +151,7 @@ class InferenceService:
             self.certificates,
             self._explorer,
             self._shadowing,
+            self._observer.outliers,
         )
 
     async def __aenter__(self) -> InferenceService:
@@ -197,7 +198,7 @@ class InferenceService:
             raise
         self._limits.settle(model, manifest.may_send)
         self.certificates.take(model, manifest, folder)
-        self._observer.drift.take(model, manifest, folder)
+        self._observer.take(model, manifest, folder)
 
     async def try_bundle(self, manifest: Manifest, folder: Path) -> SelfTest:
         """Test a bundle that is not active on its golden samples, in a runtime of its own with the model's isolation.
@@ -250,7 +251,7 @@ class InferenceService:
         """Answer the accepted requests of a model, then unload it. No error for an unknown model."""
         await self._manager.deactivate(model)
         self.certificates.forget(model)
-        self._observer.drift.forget(model)
+        self._observer.forget(model)
 
     async def self_test(self, model: str) -> SelfTest:
         """Run the golden samples on the live model, in its request queue.

@@ -1,8 +1,9 @@
 """The reference of a bundle: where each statistic of the calibration data lies. Pure.
 
 It is the file ``reference.json`` of a bundle, in canonical JSON. For each statistic it has eight of the sorted values
-of n samples (at LEVELS), and no sample as a whole. Equal values are ordered by a random number, the tie, which each
-sample draws; a statistic then has no equal values, and its ranks follow the same law whatever its distribution is.
+of n samples (at LEVELS), for those of inputs also two outer ones, and no sample as a whole. Equal values are ordered by
+a random number, the tie, which each sample draws; a statistic then has no equal values, and its ranks follow the same
+law whatever its distribution is.
 """
 
 # No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
@@ -38,12 +39,14 @@ class Statistic(msgspec.Struct, frozen=True):
         samples: Number of samples n.
         ranks: The ranks of the edges among the n sorted values, 1 to n, rising.
         edges: The value and the tie at each rank.
+        bounds: The values between which almost all samples lie (`edgekit.drift.outliers`); UNSET for none.
     """
 
     name: str
     samples: int
     ranks: tuple[int, ...]
     edges: tuple[tuple[float, int], ...]
+    bounds: tuple[float, float] | msgspec.UnsetType = msgspec.UNSET
 
     def bucket(self, value: float, tie: int) -> int:
         """The bucket of a value: the number of edges that are not above it."""
@@ -128,6 +131,8 @@ def _fault(one: Statistic) -> str:
         return f"its ranks {list(one.ranks)} do not rise from 1 to {one.samples}"
     if list(one.edges) != sorted(one.edges) or not all(0 <= tie < TIES for _, tie in one.edges):
         return "its edges do not rise, or a tie is out of range"
+    if not isinstance(one.bounds, msgspec.UnsetType) and one.bounds[0] > one.bounds[1]:
+        return f"its bounds {list(one.bounds)} do not rise"
     return ""
 
 

@@ -21,6 +21,7 @@ from edgekit.serving.models.options import (
     Isolation,
     MaxStreams,
     ModelSettings,
+    OutOfDistribution,
     QueueLimit,
     RefutedCertificate,
     RunTimeoutSeconds,
@@ -336,6 +337,7 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     send_inputs: SendInputs = "allowed"
     cloud_inputs: CloudInputs = "decoded"
     stream_pause_seconds: StreamPauseSeconds = 0.0
+    out_of_distribution: OutOfDistribution = "ignore"
     cloud_calls_per_day: CloudCallsPerDay = 0
     cloud_bytes_per_day: CloudBytesPerDay = 0
     metered_fallback: Annotated[

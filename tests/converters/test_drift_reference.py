@@ -10,6 +10,7 @@ import numpy as np
 from converters import convert
 from edgekit.bundle.manifest import parse_manifest
 from edgekit.bundle.recipe import Recipe
+from edgekit.drift.outliers import bounds_of
 from edgekit.drift.reference import MAX_REFERENCE_BYTES, REFERENCE_NAME, parse_reference, reference_entry
 from edgekit.drift.statistics import input_statistics
 from tests.simulators.small_models import onnx_model
@@ -45,6 +46,7 @@ def test_a_bundle_has_a_reference_of_its_data(tmp_path: Path) -> None:
     names = ["score", "class", "input.x.feature.0", "input.x.feature.1", "input.x.feature.2"]
     assert [one.name for one in reference.statistics] == report["statistics"] == names
     assert (report["samples"], report["bytes"], report["reason"]) == (600, len(data), "")
+    assert sorted(bounds_of(reference)) == names[2:]  # 200 samples for each statistic of the inputs
     assert len(data) <= MAX_REFERENCE_BYTES
     entry = reference_entry(parse_manifest((bundle / "manifest.json").read_bytes()))
     assert (entry.path, entry.size) == (REFERENCE_NAME, len(data))

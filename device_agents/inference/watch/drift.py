@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -13,14 +12,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from device_agents.inference.watch.references import read_reference
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.sample_rows import from_layout
 from edgekit.drift.monitor import Drift, Monitor, Stored
-from edgekit.drift.reference import parse_reference, reference_entry
 from edgekit.drift.statistics import answer_statistics, input_statistics
-from edgekit.errors import DiskError, EdgekitError, ManifestError
+from edgekit.errors import DiskError, EdgekitError
 from edgekit.protocols import Clock, Disk
-from edgekit.sealing.opening import read_file
 from edgekit.serving.session.session import Session
 from edgekit.tensors import Array
 
@@ -137,14 +135,9 @@ class DriftWatch:
             await self._write
 
     def _open(self, model: str, manifest: Manifest, folder: Path) -> Monitor | None:
-        entry = reference_entry(manifest)
-        if entry is None:
-            return None
         try:
-            data = read_file(manifest, folder, entry)
-            if manifest.sealed is None and hashlib.sha256(data).hexdigest() != entry.sha256:
-                raise ManifestError(f"{entry.path} was changed")
-            return Monitor(manifest.digest, parse_reference(data), self._error)
+            reference = read_reference(manifest, folder)
+            return None if reference is None else Monitor(manifest.digest, reference, self._error)
         except (EdgekitError, OSError) as error:
             _log.warning("model %s: drift is not tested, its reference cannot be used: %s", model, error)
             return None

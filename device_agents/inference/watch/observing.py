@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from device_agents.inference.egress_rules import BundleLimits, tells_inputs
 from device_agents.inference.options import CloudOptions, ServiceOptions
 from device_agents.inference.request import Request
 from device_agents.inference.watch.drift import DriftWatch
+from device_agents.inference.watch.outliers import OutlierGate
 from device_agents.inference.watch.sketching import ServedSketches
+from edgekit.bundle.manifest import Manifest
 from edgekit.protocols import Clock, Disk
 from edgekit.serving.oip.codec import InferResponse
 from edgekit.serving.session.session import Session
@@ -26,6 +29,7 @@ class Observer:
     Attributes:
         sketches: Sketches for telemetry.
         drift: The test of drift.
+        outliers: The gate of inputs out of distribution.
     """
 
     def __init__(
@@ -41,6 +45,17 @@ class Observer:
             lambda model: tells_inputs(telemetry, options(model).send_inputs, limits.of(model))
         )
         self.drift = DriftWatch(service.drift_seconds, service.drift_error, clock, disk)
+        self.outliers = OutlierGate(options)
+
+    def take(self, model: str, manifest: Manifest, folder: Path) -> None:
+        """Begin with a bundle that is now active."""
+        self.drift.take(model, manifest, folder)
+        self.outliers.take(model, manifest, folder)
+
+    def forget(self, model: str) -> None:
+        """End with a model that is no longer active."""
+        self.drift.forget(model)
+        self.outliers.forget(model)
 
     def answered(
         self, request: Request, session: Session, response: InferResponse, *, seconds: float, now: float

@@ -103,6 +103,14 @@ CloudInputs = Annotated[
         "send_inputs = allowed. A request that came as tensors is sent as tensors."
     ),
 ]
+OutOfDistribution = Annotated[
+    Literal["ignore", "cloud"],
+    Meta(
+        description="What to do with inputs that are unlike the data of the conversion, by the bounds in the bundle. "
+        "cloud: they go to the cloud tier, whatever the score is. ignore: the score decides. cloud costs up to a "
+        "millisecond for each row of an image."
+    ),
+]
 TelemetryInputs = Annotated[
     Literal["auto", "always", "never"],
     Meta(
@@ -200,6 +208,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     send_inputs: SendInputs | None = None
     cloud_inputs: CloudInputs | None = None
     stream_pause_seconds: StreamPauseSeconds | None = None
+    out_of_distribution: OutOfDistribution | None = None
     cloud_calls_per_day: CloudCallsPerDay | None = None
     cloud_bytes_per_day: CloudBytesPerDay | None = None
 

@@ -44,6 +44,18 @@ def test_the_request_and_what_there_is_decide_where_to_ask_first(
     assert before_running(route, has_local=has_local, has_cloud=has_cloud) == Decision(place, reason)
 
 
+def test_inputs_out_of_distribution_go_before_the_score_and_after_an_unusable_answer() -> None:
+    """Nothing is sent where there is no cloud tier, and a request that stays here stays."""
+
+    def decided(*, route: str = "auto", usable: bool = True, has_cloud: bool = True) -> Reason:
+        return after_running(route, score=0.9, threshold=0.8, has_cloud=has_cloud, usable=usable, outlying=True).reason
+
+    assert decided() is Reason.OUT_OF_DISTRIBUTION
+    assert decided(usable=False) is Reason.LOCAL_ERROR
+    assert decided(has_cloud=False) is Reason.CONFIDENT
+    assert decided(route="local-only") is Reason.REQUESTED
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

@@ -53,6 +53,7 @@ def test_a_reference_stays_within_its_size() -> None:
         ({"ranks": (1, 5, 20, 40, 60, 80, 95)}, "7 ranks"),
         ({"edges": ((0.5, 0),) * 7 + ((0.1, 0),)}, "do not rise"),
         ({"edges": ((0.5, 70_000),) * 8}, "out of range"),
+        ({"bounds": (2.0, 1.0)}, "do not rise"),
         ({"name": "a\nb"}, "can be printed"),
         ({"name": ""}, "0 characters"),
     ],

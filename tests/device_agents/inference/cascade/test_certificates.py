@@ -339,6 +339,20 @@ async def test_exploration_is_rare_and_limited_by_the_day(tmp_path, cloud):
     assert seen[-1] == 30
 
 
+async def test_a_gate_that_sends_more_keeps_the_promise_of_regret_only(tmp_path, cloud):
+    """Fewer answers are kept and differ then. The other promises were proven for the score alone."""
+    for target, claimed in (("accuracy", False), ("kept-accuracy", False), ("regret", True)):
+        folder, options = tmp_path / target, ServiceOptions(exploration_share=0.0, out_of_distribution="cloud")
+        manifest, _ = certified_bundle(folder, target=target)
+        x, _ = rows_by_margin(manifest, folder)
+        async with InferenceService(cloud=cloud, service=options) as service:
+            await service.activate("pair", manifest, folder)
+            service._observer.outliers._bounds["pair", manifest.digest] = {"input.x.mean": (-1e9, 1e9)}
+            for row in (x[:1], x[-1:]):  # the cloud's answer, then a local one
+                got = (await service.infer("pair", {"x": row})).parameters
+                assert ("edgekit_certificate" in got) is claimed
+
+
 async def test_only_the_unsure_rows_of_a_request_travel(tmp_path, cloud):
     """The cloud tier gets these rows alone, the others keep the device's answer, and the certificate holds for both."""
     manifest, certificate = certified_bundle(tmp_path)
