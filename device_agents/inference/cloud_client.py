@@ -108,6 +108,7 @@ class CloudClient:
         if reply.status != 200:
             raise _refusal(reply)
         self._takes_binary[name] = binary
+        _refuse_compressed(reply)
         try:
             length = oip.header_length(reply.headers.get(oip.HEADER.lower()))
             if len(reply.body) > _LONG:
@@ -164,6 +165,15 @@ class CloudClient:
             raise CloudTimeoutError(f"the cloud tier did not answer within {left:.2g} s") from None
         except OSError as error:
             raise CloudUnreachableError(f"the cloud tier at {self._url} cannot be reached: {error}") from error
+
+
+def _refuse_compressed(reply: HttpReply) -> None:
+    coding = reply.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise CloudUnusableError(
+            f"the cloud tier's answer is compressed ({coding[:40]!r}), and the device asked for it as it is; switch "
+            "compression off in the proxy before it"
+        )
 
 
 def _refusal(reply: HttpReply) -> CloudError:

@@ -72,6 +72,8 @@ class NoAnswerError(OSError):
 class HttpClient:
     """Requests to one server. A cancelled request closes its connection, so that the server can stop too.
 
+    Answers are asked for as they are: without ``Accept-Encoding`` a proxy may compress them.
+
     Silent connections are dropped after `idle_seconds`, and TCP watches the others (keepalive). A request on a
     connection that was used before, and that fails before any byte of an answer, is sent once more on a new one: the
     server, or a NAT on the way, had forgotten the connection. `may_retry` is asked before.
@@ -119,7 +121,7 @@ class HttpClient:
     async def _request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout_seconds: float
     ) -> HttpReply:
-        lines = [f"{method} {self._url.path}{path} HTTP/1.1", f"Host: {self._url.netloc}"]
+        lines = [f"{method} {self._url.path}{path} HTTP/1.1", f"Host: {self._url.netloc}", "Accept-Encoding: identity"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         lines += [f"Content-Length: {len(body)}"] if body or method != "GET" else []
         data = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + body

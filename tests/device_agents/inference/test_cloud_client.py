@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -311,6 +312,20 @@ async def test_members_that_nobody_needs_may_have_any_form(odd: bytes) -> None:
             assert (list(found.outputs), found.version) == (["scores"], "3")
             with pytest.raises(CloudError):
                 await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5, wanted=["odd"])
+
+
+async def test_compressed_answers_are_not_asked_for_and_told_apart() -> None:
+    """A proxy may compress where the client says nothing; one that does so all the same is named."""
+    heads = []
+
+    def answer(head: bytes, body: bytes) -> bytes:
+        heads.append(head)
+        return reply(gzip.compress(b"{}"), head="Content-Encoding: gzip\r\n")
+
+    async with foreign_server(answer) as url:
+        with client(url) as cloud, pytest.raises(CloudError, match=r"compressed \('gzip'\)"):
+            await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5)
+    assert b"\r\nAccept-Encoding: identity\r\n" in heads[0]
 
 
 async def test_retry_after_and_the_deadline_are_on_the_wire() -> None:
