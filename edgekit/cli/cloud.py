@@ -64,7 +64,7 @@ def cloud() -> None:
 @click.option(
     "--client-ca", type=click.Path(path_type=Path, dir_okay=False), help="Clients need a certificate of this authority."
 )
-@click.option("--access-log", metavar="FILE", help="Append a JSON line for each HTTP request; - is stdout.")
+@click.option("--access-log", metavar="FILE", help="Append a JSON line for each request; - is stdout.")
 @click.option(
     "--class-key",
     "class_keys",

@@ -70,7 +70,7 @@ async def open_endpoints(
         max_request_bytes, api_key, keys, local_only: As for `App`.
         limits: Sizes, times and numbers of connections; the defaults where None.
         tls: For TLS on TCP, of HTTP and gRPC; None for none. The port for health has none.
-        access_log: Called with a JSON line for each HTTP request; None for no log.
+        access_log: Called with a JSON line for each HTTP request and each gRPC call; None for no log.
 
     Yields:
         The open endpoints.
@@ -82,7 +82,9 @@ async def open_endpoints(
     """
     limits = limits or Limits()
     keys = keys or (Keys(one_key(api_key)) if api_key else None)  # HTTP and gRPC count the same uses
-    service = _grpc_service(server, max_request_bytes, keys) if wanted.grpc or wanted.grpc_socket else None
+    service = None
+    if wanted.grpc or wanted.grpc_socket:
+        service = _grpc_service(server, max_request_bytes, keys, access_log, limits.trusted_proxies)
     codes = service.codes if service is not None else None
     app = App(server, max_request_bytes=max_request_bytes, keys=keys, local_only=local_only, grpc_codes=codes)
     async with contextlib.AsyncExitStack() as stack:
@@ -111,12 +113,24 @@ async def _close_together(*servers: contextlib.AsyncExitStack) -> None:
     await asyncio.gather(*(one.aclose() for one in servers))
 
 
-def _grpc_service(server: ModelServer, max_request_bytes: int, keys: Keys | None) -> GrpcService:
+def _grpc_service(
+    server: ModelServer,
+    max_request_bytes: int,
+    keys: Keys | None,
+    access_log: Callable[[bytes], object] | None,
+    trusted_proxies: tuple[str, ...],
+) -> GrpcService:
     try:
         from edgekit.serving.grpc.server import GrpcService
     except ModuleNotFoundError as error:
         raise MissingExtraError((error.name or "grpc").partition(".")[0], "grpc") from error
-    return GrpcService(server, max_request_bytes=max_request_bytes, keys=keys)
+    return GrpcService(
+        server,
+        max_request_bytes=max_request_bytes,
+        keys=keys,
+        access_log=access_log,
+        trusted_proxies=trusted_proxies,
+    )
 
 
 def _serve_grpc(

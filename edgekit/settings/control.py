@@ -168,8 +168,8 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     cloud_access_log: Annotated[
         str,
         Meta(
-            description="File to which the cloud tier appends a JSON line for each HTTP request; - is stdout. It is "
-            "opened again at SIGHUP. Empty: no log."
+            description="File to which the cloud tier appends a JSON line for each request; - is stdout. It is opened "
+            "again at SIGHUP. Empty: no log."
         ),
     ] = ""
     cloud_max_connections: Annotated[

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import grpc
 import msgspec
@@ -24,6 +25,7 @@ from edgekit.serving.api.model_server import ModelServer
 from edgekit.serving.api.tls import ServerTls
 from edgekit.serving.grpc import codec as grpc_codec
 from edgekit.serving.grpc.messages import METHODS, SERVICE, message
+from edgekit.serving.http.access_log import access_line, client_address
 from edgekit.serving.http.addresses import SOCKET_MODE, is_loopback, make_room, parse_address, removed_after
 from edgekit.serving.oip.deadlines import DEADLINE_PARAMETER, MAX_DEADLINE_MS
 from edgekit.serving.session.session import DeadlineError, OverloadedError
@@ -65,14 +67,24 @@ class GrpcService:
         api_key: Every call except ServerLive and ServerReady must carry it as ``authorization: Bearer``; empty for no
             key.
         keys: In place of `api_key`: several keys with limits; None for none.
+        access_log: Called with a JSON line for each call of the service, health excluded; None for no log.
+        trusted_proxies: Addresses and networks whose ``x-forwarded-for`` is believed.
 
     Attributes:
         codes: Number of calls by the name of their status.
     """
 
     def __init__(
-        self, server: ModelServer, *, max_request_bytes: int, api_key: str = "", keys: Keys | None = None
+        self,
+        server: ModelServer,
+        *,
+        max_request_bytes: int,
+        api_key: str = "",
+        keys: Keys | None = None,
+        access_log: Callable[[bytes], object] | None = None,
+        trusted_proxies: tuple[str, ...] = (),
     ) -> None:
+        self._access_log, self._trusted_proxies = access_log, trusted_proxies
         self._server = server
         self._keys = keys or (Keys(one_key(api_key)) if api_key else None)
         self.max_request_bytes = max_request_bytes
@@ -112,32 +124,60 @@ class GrpcService:
         answer: Callable[[Any, Any], Awaitable[Any]] = getattr(self, f"_{name}")
 
         async def call(data: bytes, context: Any) -> bytes:
+            arrived, begun = time.time(), time.perf_counter()
+
+            def ended(status: str, sent: int = 0, version: str = "") -> None:
+                self.codes[status] += 1
+                if self._access_log is not None:
+                    seconds = time.perf_counter() - begun
+                    self._access_log(self._line(name, context, arrived, seconds, status, version, len(data), sent))
+
             try:
                 key = self._find_key(name, context)
                 received = grpc_codec.parse(f"{name}Request", data)
                 if self._keys is not None and name == "ModelInfer":
                     self._keys.charge(key, received.model_name, time.time(), time.monotonic())
-                response = (await answer(received, context)).SerializeToString()
+                answered = await answer(received, context)
+                response = bytes(answered.SerializeToString())
             except asyncio.CancelledError:  # the client left, or its deadline has passed
-                self.codes["CANCELLED"] += 1
+                ended("CANCELLED")
                 raise
             except Exception as error:  # every error gets a status and is counted; `_status` logs bugs
                 code, trailing = _status(name, error)
-                self.codes[code.name] += 1
+                ended(code.name)
                 shown = str(error) if isinstance(error, EdgekitError) else "internal error; see the server's log"
                 await context.abort(code, shown, trailing)
-            self.codes["OK"] += 1
-            return bytes(response)
+                raise  # not reached: abort raises
+            ended("OK", len(response), getattr(answered, "model_version", ""))
+            return response
 
         return call
+
+    def _line(
+        self, name: str, context: Any, arrived: float, seconds: float, status: str, version: str, size: int, sent: int
+    ) -> bytes:
+        """The line of one call in the access log; a peer is ``ipv4:ADDRESS:PORT``, ``ipv6:%5BADDRESS%5D:PORT`` ..."""
+        kind, _, rest = unquote(str(context.peer())).partition(":")
+        peer = rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
+        metadata = dict(context.invocation_metadata() or ())
+        return access_line(
+            arrived,
+            seconds,
+            client=client_address(peer, str(metadata.get("x-forwarded-for", "")), self._trusted_proxies),
+            key=self._keys.name(_given_key(context)) if self._keys is not None else "",
+            method="gRPC",
+            path=f"/{SERVICE}/{name}",
+            status=status,
+            version=version,
+            request_bytes=size,
+            response_bytes=sent,
+        )
 
     def _find_key(self, name: str, context: Any) -> str:
         """The digest of the call's key; empty where none is needed. Raises UnauthorizedError."""
         if self._keys is None or name in _PROBES:
             return ""
-        given = next((v for k, v in context.invocation_metadata() or () if k == "authorization"), "")
-        scheme, _, key = str(given).partition(" ")
-        return self._keys.find(key if scheme.lower() == "bearer" else "", time.time())
+        return self._keys.find(_given_key(context), time.time())
 
     # --- the methods, with the protocol's names
 
@@ -175,6 +215,13 @@ class GrpcService:
             request = msgspec.structs.replace(request, parameters=allowed)
         response = await self._server.answer(received.model_name, received.model_version or None, request)
         return grpc_codec.infer_response(response, request, received)
+
+
+def _given_key(context: Any) -> str:
+    """The API key in a call's metadata; empty for none."""
+    given = next((v for k, v in context.invocation_metadata() or () if k == "authorization"), "")
+    scheme, _, key = str(given).partition(" ")
+    return key if scheme.lower() == "bearer" else ""
 
 
 def _status(name: str, error: Exception) -> tuple[Any, tuple[tuple[str, str], ...]]:

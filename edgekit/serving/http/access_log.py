@@ -1,4 +1,4 @@
-"""The access log: one JSON line for each request, and the address of the client behind trusted proxies."""
+"""The access log: one JSON line for each request or call, and the address of the client behind trusted proxies."""
 
 from __future__ import annotations
 
@@ -63,19 +63,59 @@ class LoggedApp:
         return logged
 
     def _log(self, head: Head, arrived: float, begun: float, size: int, reply: Reply) -> None:
-        line = {
-            "time": datetime.fromtimestamp(arrived, timezone.utc).isoformat(timespec="milliseconds"),
-            "client": client_address(head.peer, head.header(b"x-forwarded-for") or "", self._trusted_proxies),
-            "key": self._owner(head),
-            "method": head.method,
-            "path": head.path[:_MAX_PATH],
-            "status": reply.status,
-            "version": reply.version,
-            "request_bytes": size,
-            "response_bytes": len(reply.body),
-            "ms": round((time.perf_counter() - begun) * 1000, 3),
-        }
-        self._write(msgspec.json.encode(line) + b"\n")
+        self._write(
+            access_line(
+                arrived,
+                time.perf_counter() - begun,
+                client=client_address(head.peer, head.header(b"x-forwarded-for") or "", self._trusted_proxies),
+                key=self._owner(head),
+                method=head.method,
+                path=head.path,
+                status=reply.status,
+                version=reply.version,
+                request_bytes=size,
+                response_bytes=len(reply.body),
+            )
+        )
+
+
+def access_line(
+    arrived: float,
+    seconds: float,
+    *,
+    client: str,
+    key: str,
+    method: str,
+    path: str,
+    status: int | str,
+    version: str,
+    request_bytes: int,
+    response_bytes: int,
+) -> bytes:
+    """A line of the log, its line feed included.
+
+    Args:
+        arrived: Wall clock seconds.
+        seconds: From the arrival to the answer.
+        client, key: Address of the client, and name of its key; empty for none.
+        method, path: Of HTTP; ``gRPC`` and the path of the method for a call.
+        status: Of HTTP, or the name of gRPC's.
+        version: Version of the model that answered; empty for none.
+        request_bytes, response_bytes: Sizes of body or message.
+    """
+    line = {
+        "time": datetime.fromtimestamp(arrived, timezone.utc).isoformat(timespec="milliseconds"),
+        "client": client,
+        "key": key,
+        "method": method,
+        "path": path[:_MAX_PATH],
+        "status": status,
+        "version": version,
+        "request_bytes": request_bytes,
+        "response_bytes": response_bytes,
+        "ms": round(seconds * 1000, 3),
+    }
+    return msgspec.json.encode(line) + b"\n"
 
 
 def client_address(peer: str, forwarded: str, trusted: tuple[str, ...]) -> str:

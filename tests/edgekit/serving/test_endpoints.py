@@ -191,6 +191,35 @@ async def test_each_request_is_a_line_of_the_log() -> None:
     assert KEY.encode() not in b"".join(lines)
 
 
+async def test_each_grpc_call_is_a_line_of_the_same_log() -> None:
+    """With the names of its method and status; a call that is refused too."""
+    lines: list[bytes] = []
+    limits, keys = Limits(trusted_proxies=("127.0.0.0/8",)), Keys(parse_keys(KEYS))
+    request = message("ModelInferRequest")(model_name="m").SerializeToString()
+    async with (
+        open_endpoints(
+            Echo(),
+            Endpoints(grpc="127.0.0.1:0"),
+            max_request_bytes=2**20,
+            keys=keys,
+            limits=limits,
+            access_log=lines.append,
+        ) as opened,
+        grpc.aio.insecure_channel(opened.grpc) as channel,
+    ):
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        metadata = (("authorization", f"Bearer {KEY}"), ("x-forwarded-for", "9.9.9.9, 10.1.2.3"))
+        answer = await call(request, metadata=metadata, timeout=10)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call(request, metadata=(("authorization", "Bearer wrong"),), timeout=10)
+    first, second = (msgspec.json.decode(line) for line in lines)
+    assert (first["client"], first["key"], first["method"], first["status"]) == ("10.1.2.3", "north", "gRPC", "OK")
+    assert first["path"] == "/inference.GRPCInferenceService/ModelInfer"
+    assert (first["version"], first["request_bytes"], first["response_bytes"]) == ("1.0.0", len(request), len(answer))
+    assert (second["client"], second["key"], second["status"]) == ("127.0.0.1", "", "UNAUTHENTICATED")
+    assert KEY.encode() not in b"".join(lines)
+
+
 def test_only_trusted_proxies_tell_addresses() -> None:
     """Each proxy appends the address that it saw, so the last one that is no proxy counts."""
     trusted = ("10.0.0.0/8", "::1/128")
