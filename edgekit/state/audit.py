@@ -170,5 +170,8 @@ class AuditTable(FleetTable):
 def _read(row: sa.RowMapping) -> AuditEntry:
     values = {field: row[field] for field in AuditEntry.__struct_fields__}
     for field in ("before", "after"):
-        values[field] = msgspec.json.decode(row[field])
+        try:
+            values[field] = msgspec.json.decode(row[field])
+        except msgspec.MsgspecError:  # the others are still shown; `verify` names the first one that was changed
+            values[field] = row[field]
     return AuditEntry(**values)

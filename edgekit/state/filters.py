@@ -270,5 +270,6 @@ class GroupTable(FleetTable):
             keys = sorted(connection.execute(sa.select(attributes.c.key).where(mine).distinct()).scalars())
             near = difflib.get_close_matches(field.key, keys, n=MAX_NEAR) or keys[:MAX_NEAR]
             return f"no device has a {word}; labels are {', '.join(near) or 'not used'}"
-        near = difflib.get_close_matches(value, found, n=MAX_NEAR) or found[:MAX_NEAR]
-        return f"no device has {word} {value!r}; there are {', '.join(near)}"
+        near = difflib.get_close_matches(value, found, n=MAX_NEAR)
+        others = " and others" if not near and len(found) > MAX_NEAR else ""
+        return f"no device has {word} {value!r}; there are {', '.join(near or found[:MAX_NEAR])}{others}"

@@ -21,6 +21,7 @@ from edgekit.cli.device.columns import (
 from edgekit.cli.rollout.text import time_text
 from edgekit.errors import SettingsError
 from edgekit.health.summary import Summary
+from edgekit.rollout.progress import count_of_devices
 from edgekit.sketches.signals import ROUTES
 
 FACT_WIDTH = 80
@@ -81,10 +82,16 @@ def list_command(
     with fleet_state(settings) as state:
         cohort = with_groups(state, cohort)
         now, offline_after = time.time(), settings.offline_after_seconds
-        page: Any = {"after": after, "offset": offset, "limit": limit, "sort": sort}
+        one_more = None if limit is None else limit + 1
+        page: Any = {"after": after, "offset": offset, "limit": one_more, "sort": sort}
         with usage():
             views = state.devices.views(now, offline_after, cohort=cohort, **page)
-        total = len(views) if limit is None else state.devices.count(now, offline_after, cohort)
+        more, views = limit is not None and len(views) > limit, views[:limit]
+        total = (
+            len(views)
+            if limit is None and not after and not offset
+            else state.devices.count(now, offline_after, cohort)
+        )
         nothing = state.nobody(cohort) if not total and cohort.text else None
     if as_json:
         print_json(views)
@@ -92,9 +99,11 @@ def list_command(
         note(f"{nothing}. {nothing.advice}")
     elif views:
         print_table(shown, [device_row(view, shown) for view in views])
-        if offset + len(views) < total and limit is not None:
+        if more:
             onward = f"--after {views[-1].device}" if sort == "name" else f"--offset {offset + len(views)}"
             note(f"{len(views)} of {total} devices; the next page: {onward}")
+    elif total:
+        note(f"No device is on this page; the list has {count_of_devices(total)}.")
     else:
         note(f"No device is enrolled in fleet {settings.fleet}.")
 

@@ -38,6 +38,10 @@ def test_devices_are_listed_in_any_order_page_by_page(shell: Shell) -> None:
     assert names(shell, "--sort -seen --limit 1 --offset 1") == ["pi-1"]
     assert "the next page: --offset 2" in shell("edgekit device list --sort -seen --limit 2")[1]
     assert "the next page: --after pi-2" in shell("edgekit device list --limit 2")[1]
+    assert "next page" not in shell("edgekit device list --limit 2 --after pi-2")[1]
+    assert "next page" not in shell("edgekit device list --limit 3")[1]
+    for beyond in ("--after pi-9", "--offset 5"):
+        assert "No device is on this page; the list has 3 devices." in shell(f"edgekit device list {beyond}")[1]
 
 
 def test_columns_are_chosen_and_keyed_ones_reach_into_reports(shell: Shell) -> None:

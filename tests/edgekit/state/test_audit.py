@@ -161,6 +161,18 @@ def test_whoever_goes_round_the_triggers_is_noticed(state: FleetState, statement
         state.audit.verify((noted.number, noted.hash))
 
 
+def test_an_entry_that_was_damaged_hides_no_other(state: FleetState) -> None:
+    """The list shows its text as it is."""
+    use(state)
+    with state._engine.begin() as connection:
+        name = "audit_no_change ON audit" if connection.dialect.name == "postgresql" else "audit_no_update"
+        connection.exec_driver_sql(f"DROP TRIGGER {name}")
+        connection.exec_driver_sql("UPDATE audit SET after = '{\"broken' WHERE number = 2")
+    entries = {entry.number: entry.after for entry in state.audit.entries(limit=100)}
+    assert entries[2] == '{"broken'
+    assert isinstance(entries[3], dict)
+
+
 def test_entries_of_several_processes_form_one_chain(url: str) -> None:
     """Four writers at once: no number is missing or double."""
     opened = [open_fleet_state(url, "f", author=f"writer-{index}") for index in range(4)]
