@@ -57,7 +57,7 @@ STRING: /"[^"\\]*"/ | /'[^'\\]*'/
 """
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,2}")
 _AGE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?[smhd]?")
-_LIMIT = re.compile(rf"-?[0-9]{{1,15}}(\.[0-9]{{1,15}})?([eE][+-]?[0-9]{{1,2}})?|{_VERSION.pattern}")
+_LIMIT = re.compile(rf"-?[0-9]{{1,15}}(\.[0-9]{{1,15}})?([eE][+-]?[0-9]{{1,3}})?|{_VERSION.pattern}")
 _NAMES = {
     "OPERATOR": "==, !=, <, <=, > or >=",
     "WORD": "a word",

@@ -14,6 +14,7 @@ SILENT = "silent"
 COMPARING = "SHADOWING"  # as devices report it
 MAX_REASON = 500
 MAX_WAITING_REASON = 63
+AHEAD_SECONDS = 300.0  # more than the clocks of two controllers differ by
 
 
 def judge(progress: DeviceProgress, status: DeviceStatus, now: float) -> DeviceProgress:
@@ -81,6 +82,17 @@ def after_deadline(progress: DeviceProgress, plan: RolloutPlan, now: float) -> D
     limit = plan.device_deadline_seconds + (plan.shadow_seconds if progress.shadowing else 0.0)
     reason = f"{SILENT}: the device reported neither success nor failure within {limit:g} s"
     return changed(progress, DeviceState.FAILED, now, reason)
+
+
+def set_right(progress: DeviceProgress, now: float) -> DeviceProgress:
+    """The device's progress at `now` (wall clock seconds), where a clock that was ahead has noted it.
+
+    Times that are still to come become `now`: its time, its wait and the soak of its wave begin again, instead of
+    lasting for as long as the clock was ahead.
+    """
+    times = {name: getattr(progress, name) for name in ("assigned_at", "at", "waiting_since")}
+    ahead = {name: now for name, at in times.items() if at > now + AHEAD_SECONDS}
+    return msgspec.structs.replace(progress, **ahead) if ahead else progress
 
 
 def _old_shadow(running: Running | None) -> int | None:

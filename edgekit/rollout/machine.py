@@ -22,7 +22,7 @@ from edgekit.rollout.allowance import Allowance, wave_rate
 from edgekit.rollout.cohort import wave_order
 from edgekit.rollout.control_cohort import MIN_CONTROLS, compare, controls, heard
 from edgekit.rollout.gate_watch import failed_gate, gate_views, observe
-from edgekit.rollout.judging import after_deadline, changed, deadline, judge, judge_late, restarted, retried
+from edgekit.rollout.judging import after_deadline, changed, deadline, judge, judge_late, restarted, retried, set_right
 from edgekit.rollout.plan import BEFORE_WAVES, COHORT, RETURN
 from edgekit.rollout.shadowing import agreement_gate, compared, let_go, nothing_compared, own_failure
 from edgekit.rollout.values import (
@@ -101,7 +101,7 @@ def _start(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
 def _survey_running(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     assert isinstance(event, Surveyed)
     reported, reverts = _with_reports(rollout, event, now)
-    devices = {name: after_deadline(progress, rollout.plan, now) for name, progress in reported.items()}
+    devices = {name: after_deadline(set_right(one, now), rollout.plan, now) for name, one in reported.items()}
     settled = _settle(msgspec.structs.replace(rollout, devices=devices), now)
     return RolloutStep(settled.state, (*reverts, *settled.effects), settled.wake_at)
 

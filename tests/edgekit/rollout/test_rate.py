@@ -78,6 +78,27 @@ def test_a_clock_that_was_ahead_stops_no_rate():
     assert len(story.assigned) <= before + 4
 
 
+def test_a_clock_that_was_ahead_neither_stretches_a_soak_nor_a_deadline():
+    """A month ahead, one device succeeded and one was assigned; set right, both have their usual times from then on."""
+    story = Story(2, waves=(Wave(count=1), Wave(share=1.0)), soak_seconds=600.0, device_deadline_seconds=600.0)
+    (first,) = story.assigned
+    story.now += 30 * 86_400.0
+    story.see(first, idle(NEW))
+    story.now -= 30 * 86_400.0
+    story.take(Surveyed())
+    story.now += 601.0
+    story.take(Surveyed())
+    assert len(story.assigned) == 2
+    story.now += 30 * 86_400.0
+    story.take(Paused())
+    story.take(Resumed())  # the time of the second device begins, a month ahead
+    story.now -= 30 * 86_400.0
+    story.take(Surveyed())
+    story.now += 601.0
+    story.take(Surveyed())
+    assert story.named(DeviceState.FAILED) == {story.assigned[1]}
+
+
 def test_failures_stop_a_rollout_that_waits_for_its_rate():
     """The error threshold holds for the devices that have the assignment so far."""
     story = Paced(20, waves=ALL, per_hour=60.0)
