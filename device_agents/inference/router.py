@@ -113,7 +113,7 @@ class InferenceRouter:
             see(None, None)
             return request.respond(outputs, after, score)
         rows, unsure = None, {Reason.LOW_SCORE: score, Reason.OUT_OF_DISTRIBUTION: 0.0}.get(after.reason)
-        if unsure is not None:
+        if unsure is not None or not request.usable:
             rows = self._unsure_rows(request, held, certified, outputs, options.threshold, strange)
         try:
             answer = await self._ask_cloud(request, outputs, rows, unsure)
@@ -191,10 +191,13 @@ class InferenceRouter:
         assert request.session is not None  # it answered
         session = request.session
         rows = row_splitting.unsure_rows(held, certified, session.manifest.task, outputs, threshold)
-        if strange is not None:
-            if rows is not None and len(rows) != len(strange):
+        unusable = None if request.usable else row_splitting.unusable_rows(session.outputs, outputs)
+        if unusable is None and not request.usable:
+            return None
+        for further in (strange, unusable):
+            if further is not None and rows is not None and len(rows) != len(further):
                 return None
-            rows = strange if rows is None else rows | strange
+            rows = further if rows is None else rows if further is None else rows | further
         if rows is None or len(rows) < 2 or not rows.any():
             return None
         return rows if _may_split(request, outputs, len(rows)) else None

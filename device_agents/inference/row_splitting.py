@@ -31,6 +31,22 @@ def unsure_rows(
     return unsure | plain if held.refuted and plain is not None else unsure
 
 
+def unusable_rows(outputs: Sequence[TensorSpec], local: Mapping[str, Array]) -> Array | None:
+    """True for each row (N,) whose answer holds NaN; None where the rows cannot be told apart."""
+    found: Array | None = None
+    for spec in outputs:
+        value = local.get(spec.name)
+        if value is None or value.dtype.kind != "f" or not np.isnan(value).any():
+            continue
+        if spec.batch_axis is None:
+            return None
+        rows = np.isnan(np.moveaxis(value, spec.batch_axis, 0)).reshape(value.shape[spec.batch_axis], -1).any(axis=1)
+        if found is not None and len(found) != len(rows):
+            return None
+        found = rows if found is None else found | rows
+    return found
+
+
 def may_split(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],

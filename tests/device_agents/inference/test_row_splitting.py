@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from device_agents.inference.row_splitting import joined, may_split, take, unsure_rows
+from device_agents.inference.row_splitting import joined, may_split, take, unsure_rows, unusable_rows
 from edgekit.bundle.manifest import Task
 from edgekit.tensors import DType, TensorSpec
 
@@ -37,3 +37,16 @@ def test_a_row_with_nan_is_unsure():
     scores = np.array([[0.9, 0.1], [np.nan, 0.1], [0.6, 0.4]], np.float32)
     assert unsure_rows(None, None, task, {"scores": scores}, 0.7).tolist() == [False, True, True]
     assert unsure_rows(None, None, Task(), {"scores": scores}, 0.7) is None
+
+
+def test_the_rows_with_nan_are_told_apart_where_the_output_has_rows():
+    """In any output; not in one without an axis of rows, and not where outputs disagree on the number of rows."""
+    scores, whole = np.zeros((3, 2), np.float32), np.zeros((1, 2), np.float32)
+    assert unusable_rows([SCORES, WHOLE], {"scores": scores, "whole": whole}) is None
+    scores[1, 0] = np.nan
+    assert unusable_rows([SCORES, WHOLE], {"scores": scores, "whole": whole}).tolist() == [False, True, False]
+    other = TensorSpec("other", DType.FLOAT32, (2, None))  # its rows are along the second axis
+    more = np.array([[0, 0, np.nan], [0, 0, 0]], np.float32)
+    assert unusable_rows([SCORES, other], {"scores": scores, "other": more}).tolist() == [False, True, True]
+    assert unusable_rows([SCORES, other], {"scores": scores, "other": more[:, 2:]}) is None
+    assert unusable_rows([SCORES, WHOLE], {"scores": scores, "whole": whole * np.nan}) is None

@@ -374,6 +374,19 @@ async def test_a_failing_runtime_is_answered_by_the_cloud(cloud, manifest, tmp_p
         assert found["run_us"] > 0
 
 
+async def test_only_the_rows_with_nan_and_the_unsure_ones_travel(cloud, tmp_path) -> None:
+    """The others keep the device's answer."""
+    cloud.outputs = {name: np.repeat(value, 2, axis=0) for name, value in CLOUD_OUTPUTS.items()}
+    rows = np.concatenate([SURE, SURE * np.nan, SURE, UNSURE]).astype(np.float32)
+    async with InferenceService(cloud=cloud) as service:
+        await service.activate("small", onnx_bundle(tmp_path, batch=None), tmp_path)
+        found = await service.infer("small", {"x": rows})
+    assert where(found) == ("cloud", "local-error")
+    np.testing.assert_array_equal(cloud.asked[0][1]["x"], rows[[1, 3]])
+    np.testing.assert_allclose(found.outputs["scores"][[0, 2]], softmax(rows[[0, 2]]), atol=1e-6)
+    np.testing.assert_array_equal(found.outputs["scores"][[1, 3]], cloud.outputs["scores"])
+
+
 async def test_a_full_queue_goes_to_the_cloud_or_is_refused(cloud, manifest, tmp_path) -> None:
     """Overload is answered by the cloud in auto, and is an error where the request stays local."""
     async with InferenceService(cloud=cloud, options=ModelOptions(queue_limit=1)) as service:
