@@ -117,7 +117,7 @@ class Request:
     def expected(self) -> Expected:
         """The device's knowledge of an answer of the cloud tier; without its own answer."""
         if self.session is None:
-            return Expected(wanted=self.wanted)
+            return Expected(sent=self.inputs, wanted=self.wanted)
         session = self.session
         return Expected(session.outputs, session.inputs, self.inputs, session.manifest.task, wanted=self.wanted)
 

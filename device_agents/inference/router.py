@@ -195,9 +195,11 @@ class InferenceRouter:
         if unusable is None and not request.usable:
             return None
         for further in (strange, unusable):
-            if further is not None and rows is not None and len(rows) != len(further):
+            if further is None:
+                continue
+            if rows is not None and len(rows) != len(further):
                 return None
-            rows = further if rows is None else rows if further is None else rows | further
+            rows = further if rows is None else rows | further
         if rows is None or len(rows) < 2 or not rows.any():
             return None
         return rows if _may_split(request, outputs, len(rows)) else None
@@ -234,7 +236,7 @@ class InferenceRouter:
         counters["run_us"] += int((self._clock.monotonic() - start) * 1e6)
         request.local, request.usable = outputs, routing_rules.usable(outputs)
         if not request.usable:
-            counters["unusable"] += routing_rules.usable(request.inputs)
+            counters["unusable"] += routing_rules.finite(request.inputs)
         self._shadowing.offer(request, outputs)
         return outputs
 

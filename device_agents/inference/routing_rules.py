@@ -198,6 +198,11 @@ def usable(outputs: Mapping[str, Array]) -> bool:
     return True
 
 
+def finite(inputs: Mapping[str, Array]) -> bool:
+    """False when an input holds NaN or infinity; then NaN in the answer is no fault of the model."""
+    return all(value.dtype.kind != "f" or bool(np.isfinite(value).all()) for value in inputs.values())
+
+
 def score(task: Task, outputs: Mapping[str, Array]) -> float | None:
     """The score of the least certain row (`row_scores`), 0 to 1; None where the task has no scores or no rows.
 

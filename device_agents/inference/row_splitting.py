@@ -40,7 +40,8 @@ def unusable_rows(outputs: Sequence[TensorSpec], local: Mapping[str, Array]) -> 
             continue
         if spec.batch_axis is None:
             return None
-        rows = np.isnan(np.moveaxis(value, spec.batch_axis, 0)).reshape(value.shape[spec.batch_axis], -1).any(axis=1)
+        count = value.shape[spec.batch_axis]
+        rows = np.asarray(np.isnan(np.moveaxis(value, spec.batch_axis, 0)).reshape(count, -1).any(axis=1))
         if found is not None and len(found) != len(rows):
             return None
         found = rows if found is None else found | rows

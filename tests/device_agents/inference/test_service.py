@@ -368,10 +368,20 @@ async def test_a_failing_runtime_is_answered_by_the_cloud(cloud, manifest, tmp_p
             await service.infer("small", {"x": SURE})
         made[0].fails = False
         assert where(await service.infer("small", {"x": SURE})) == ("degraded", "cloud-failed")
-        await service.infer("small", {"x": np.full_like(SURE, np.nan)})  # not the model's fault
+        for odd in (np.nan, np.inf):  # not the model's fault
+            await service.infer("small", {"x": np.full_like(SURE, odd)})
         found = service.counters()["small"]
-        assert (found["runs"], found["runtime_errors"], found["unusable"]) == (6, 3, 2)
+        assert (found["runs"], found["runtime_errors"], found["unusable"]) == (7, 3, 2)
         assert found["run_us"] > 0
+
+
+async def test_clients_that_send_nan_open_no_breaker_for_the_others(service, cloud) -> None:
+    """The cloud tier's answer to it has NaN too."""
+    cloud.outputs = {name: value * np.float32(np.nan) for name, value in CLOUD_OUTPUTS.items()}
+    for _ in range(4):
+        assert where(await service.infer("small", {"x": SURE * np.float32(np.nan)})) == ("cloud", "local-error")
+    cloud.outputs = dict(CLOUD_OUTPUTS)
+    assert where(await service.infer("small", {"x": UNSURE})) == ("cloud", "low-score")
 
 
 async def test_only_the_rows_with_nan_and_the_unsure_ones_travel(cloud, tmp_path) -> None:

@@ -63,6 +63,15 @@ def test_values_that_cannot_be_right_are_refused(outputs: dict[str, np.ndarray],
         checked(outputs, EXPECTED)
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_an_answer_to_inputs_that_are_not_finite_is_no_fault_of_the_tier(odd: float) -> None:
+    """Else a sensor that sends NaN opens the breaker for everybody's requests. Its shape is checked still."""
+    sent = EXPECTED._replace(sent={"x": np.array([[0, odd, 0, 0]], np.float32)}, local=rows([np.nan, np.nan]))
+    assert np.isnan(checked(rows([np.nan, np.nan]), sent)["y"]).all()
+    with pytest.raises(CloudUnusableError, match="2 rows for the 1"):
+        checked(rows([np.nan, np.nan], [np.nan, np.nan]), sent)
+
+
 def test_the_devices_own_answer_says_what_is_usual() -> None:
     """Masked values may be infinite, several classes may be likely, and a free axis may count boxes."""
     logits = EXPECTED._replace(task=Task("classification", "y", "logits"))
