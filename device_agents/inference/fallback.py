@@ -11,7 +11,7 @@ from device_agents.inference.cloud import budget_rules
 from device_agents.inference.cloud.answer_rules import Expected, checked
 from device_agents.inference.cloud.budget_rules import Verdict
 from device_agents.inference.cloud.budgets import Budgets
-from device_agents.inference.cloud.endpoint_line import EndpointLine
+from device_agents.inference.cloud.endpoint_line import Call, EndpointLine
 from device_agents.inference.cloud.endpoints import CloudEndpoint, CloudEndpoints
 from device_agents.inference.cloud.failures import Failure, FallbackError, failure_of
 from device_agents.inference.egress_rules import StreamPauses, release
@@ -228,7 +228,7 @@ class Fallback:
         """Call one endpoint. Raises FallbackError."""
         started = self._clock.monotonic()
         self._budgets.spend(request.model, request.size)
-        with one.line.calling(self._clock.monotonic) as ended:
+        with one.line.calling(self._clock.monotonic) as call:
             await self._budgets.store(request.model)
             try:
                 answer = await one.endpoint.tier.infer(
@@ -240,20 +240,20 @@ class Fallback:
                 )
                 outputs = checked(answer.outputs, request.expected)
             except CloudError as error:
-                ended()
-                raise self._failed(request, counts, one, error) from error
-            ended()
-        one.line.succeeded(self._clock.monotonic() - started)
+                call.has_ended = True
+                raise self._failed(request, counts, one, call, error) from error
+            call.has_ended = True
+        one.line.succeeded(call, self._clock.monotonic() - started)
         return CloudAnswer(outputs, answer.version, answer.digest, one.endpoint.name)
 
-    def _failed(self, request: _Request, counts: _Counts, one: _Try, error: CloudError) -> FallbackError:
+    def _failed(self, request: _Request, counts: _Counts, one: _Try, call: Call, error: CloudError) -> FallbackError:
         """Count a failed call, log it, and let the breaker know of it."""
         failure = failure_of(error)
         if failure is Failure.REFUSED and request.outgoing.original:
             failure = Failure.BYTES_REFUSED
         counts.failures[failure] += 1
         self._note(request.model, counts, failure, error)
-        one.line.failed(error, one.timeout, self._clock.monotonic(), self._spread())
+        one.line.failed(call, error, one.timeout, self._clock.monotonic(), self._spread())
         is_late = failure is Failure.TIMEOUT and request.is_short and not one.is_cut
         reason = Reason.BYTES_REFUSED if failure is Failure.BYTES_REFUSED else Reason.CLOUD_FAILED
         return FallbackError(Reason.DEADLINE if is_late else reason, str(error))

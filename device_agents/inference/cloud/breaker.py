@@ -88,8 +88,8 @@ class Breaker(msgspec.Struct, frozen=True):
         return self, False
 
     def succeeded(self) -> Breaker:
-        """A call was answered. One that began before the breaker opened says nothing against what opened it."""
-        return self if self.state is BreakerState.OPEN else Breaker()
+        """A call was answered."""
+        return Breaker()
 
     def failed(self, now: float, spread: float, pace: Pace = PASSING, why: str = "") -> Breaker:
         """A call failed.

@@ -14,6 +14,18 @@ from edgekit.errors import CloudError
 MAX_CLOUD_CALLS = 8  # of one model at one endpoint, at one time
 
 
+class Call:
+    """One call under way.
+
+    Attributes:
+        openings: How often the breaker had opened when the call began.
+        has_ended: Set when the call has ended, whatever its outcome is.
+    """
+
+    def __init__(self, openings: int) -> None:
+        self.openings, self.has_ended = openings, False
+
+
 class EndpointLine:
     """The calls of one model at one endpoint.
 
@@ -25,6 +37,7 @@ class EndpointLine:
     def __init__(self, model: str, longest: float) -> None:
         self._model, self._longest = model, longest
         self._breaker, self._calls = Breaker(), 0
+        self._openings = 0  # how often the breaker has opened
         self.times = AnswerTimes()
 
     @property
@@ -52,32 +65,42 @@ class EndpointLine:
             raise FallbackError(Reason.BREAKER_OPEN, message)
 
     @contextlib.contextmanager
-    def calling(self, now: Callable[[], float]) -> Iterator[Callable[[], object]]:
-        """Count one call; a call that does not report its end (it was cancelled) is abandoned."""
-
-        def abandon() -> None:
-            self._breaker = self._breaker.abandoned(now())
-
+    def calling(self, now: Callable[[], float]) -> Iterator[Call]:
+        """Count a call that `admit` has let through; one that reports no end (it was cancelled) is abandoned."""
+        call = Call(self._openings)
         self._calls += 1
-        with contextlib.ExitStack() as stack:
-            stack.callback(abandon)
-            try:
-                yield stack.pop_all
-            finally:
-                self._calls -= 1
+        try:
+            yield call
+        finally:
+            self._calls -= 1
+            if not call.has_ended and not self._is_old(call):
+                self._breaker = self._breaker.abandoned(now())
 
-    def succeeded(self, seconds: float) -> None:
+    def succeeded(self, call: Call, seconds: float) -> None:
         """A call was answered after `seconds`."""
-        self._breaker, self.times = self._breaker.succeeded(), self.times.answered(seconds)
+        self.times = self.times.answered(seconds)
+        if not self._is_old(call):
+            self._breaker = self._breaker.succeeded()
 
-    def failed(self, error: CloudError, timeout: float, now: float, spread: float) -> None:
+    def failed(self, call: Call, error: CloudError, timeout: float, now: float, spread: float) -> None:
         """A call of at most `timeout` seconds failed. `spread` is a random number from 0 to 1."""
+        floor = self.times.floor_seconds
         if isinstance(error, CloudTimeoutError):
-            floor, self.times = self.times.floor_seconds, self.times.timed_out()
-            if timeout < min(floor, self._longest):
-                self._breaker = self._breaker.abandoned(now)  # too short to be a failure of the cloud tier
-                return
-        if isinstance(error, CloudOverloadedError) and error.retry_after_seconds is not None:
-            self._breaker = self._breaker.held(now, spread, error.retry_after_seconds, str(error))
+            self.times = self.times.timed_out()
+        wait = error.retry_after_seconds if isinstance(error, CloudOverloadedError) else None
+        if self._is_old(call):
+            if wait is not None and self._breaker.state is BreakerState.OPEN:
+                self._breaker = self._breaker.held(now, spread, wait, str(error))
+            return
+        was_open = self._breaker.state is BreakerState.OPEN
+        if isinstance(error, CloudTimeoutError) and timeout < min(floor, self._longest):
+            self._breaker = self._breaker.abandoned(now)  # too short to be a failure of the cloud tier
+        elif wait is not None:
+            self._breaker = self._breaker.held(now, spread, wait, str(error))
         else:
             self._breaker = self._breaker.failed(now, spread, pace_of(failure_of(error)), str(error))
+        self._openings += self._breaker.state is BreakerState.OPEN and not was_open
+
+    def _is_old(self, call: Call) -> bool:
+        """True for a call that began before the breaker opened: its end says nothing of the probe after that."""
+        return call.openings != self._openings

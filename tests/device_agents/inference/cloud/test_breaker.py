@@ -72,14 +72,6 @@ def test_a_late_failure_of_an_open_breaker_does_not_lengthen_its_wait() -> None:
     assert opened().failed(0.5, 0.0).opens_at == opened().opens_at
 
 
-def test_a_late_answer_of_an_open_breaker_does_not_close_it() -> None:
-    """The tier answers some of a device's calls, and asks it in another answer to wait: it waits."""
-    held = Breaker().held(0.0, 0.0, 7.0)
-    assert not held.succeeded().admit(6.9)[1]
-    probing, _ = held.admit(7.0)
-    assert probing.succeeded() == Breaker()
-
-
 def test_refusals_that_a_person_must_mend_open_it_at_once_and_for_long() -> None:
     """A wrong key or an unknown model is asked for again after 30 s, 60 s ... and at most every ten minutes."""
     for failure in (Failure.UNAUTHORIZED, Failure.NOT_FOUND):
