@@ -13,7 +13,7 @@ from securesystemslib.signer import CryptoSigner
 from edgekit.bounds import number_fault
 from edgekit.errors import DataError, DiskError, PacketTooLargeError, TransportError
 from edgekit.mqtt import messages, topics
-from edgekit.mqtt.limits import packet_fault
+from edgekit.mqtt.limits import ADVISED_BYTES, packet_fault
 from edgekit.protocols import Clock, Message, Transport, Will
 from edgekit.trust.envelopes import seal
 from edgekit.waiting import within
@@ -69,7 +69,7 @@ class ControlLink:
         self._changed = asyncio.Event()
         self._step: asyncio.TimerHandle | None = None
         self._birth_sent = False
-        self._told_limit = 0
+        self._told_limit = self._told_unsent = 0
         self._stopping = False
         self._desired: bytes | None = None
         self._desired_changed = asyncio.Event()
@@ -193,6 +193,17 @@ class ControlLink:
             await self._transport.publish(self._topic(kind), payload, qos=1, retain=retain)
         except PacketTooLargeError as error:
             log.error("a message on %s is dropped: %s", self._topic(kind), error)
+            if kind == "reported":
+                self._tell_unsent(error)
+
+    def _tell_unsent(self, error: PacketTooLargeError) -> None:
+        """Say once for each limit that the report is too large: without it, the device looks as if it were silent."""
+        limit = self._transport.packet_limit
+        if limit != self._told_unsent:
+            self._told_unsent = limit
+            message = f"the report cannot be sent: {error}. Set the broker's maximum packet size to {ADVISED_BYTES}"
+            kind, now = "report-too-large", self._clock.wall()
+            self.event(messages.Event(self._device, kind, now, error=type(error).__name__, message=message))
 
     async def _send_presence(self, online: bool) -> None:
         presence = messages.Presence(online, self._session)

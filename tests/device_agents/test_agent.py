@@ -502,3 +502,16 @@ async def test_what_a_killed_measurement_left_is_removed_at_the_next_start(desk,
     device.disk.write("profiling/model.tflite", b"x" * 1000)
     await device.start()
     assert not device.disk.exists("profiling/model.tflite")
+
+
+async def test_a_report_that_the_broker_cannot_carry_is_an_event_once(desk, device, caplog):
+    """Otherwise the control side sees a silent device; both sizes and the setting are named."""
+    await reports(device, lambda report: True)
+    device.broker.packet_limit = 1500
+    for number, filling in enumerate("xyz"):
+        device.condition = Condition(throttled=filling * 3000)
+        await device.until(lambda count=number: caplog.text.count("reported is dropped") > count)
+    await device.until(lambda: desk.said("event"))
+    told = [open_envelope(one, messages.Event, device.signer.public_key) for one in desk.said("event")]
+    assert [(one.kind, one.error) for one in told] == [("report-too-large", "PacketTooLargeError")]
+    assert "the broker accepts 1500. Set the broker's maximum packet size to 327680" in told[0].message
