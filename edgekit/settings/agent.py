@@ -141,7 +141,9 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ] = 10.0
 
     # How models are served. [models.NAME] sets some of these for one model.
-    threads: Annotated[Count, Meta(description="Threads of each model's runtime.", extra={"unit": "threads"})] = 1
+    threads: Annotated[
+        Count, Meta(le=1024, description="Threads of each model's runtime.", extra={"unit": "threads"})
+    ] = 1
     queue_limit: QueueLimit = 64
     deadline_ms: Annotated[
         float,

@@ -230,6 +230,7 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     cloud_threads: Annotated[
         CountOrZero,
         Meta(
+            le=1024,
             description="Threads of each model's runtime in the cloud tier; 0: one per CPU that it may use.",
             extra={"unit": "threads"},
         ),

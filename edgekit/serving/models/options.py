@@ -22,6 +22,7 @@ Instances = Annotated[
     int,
     Meta(
         ge=1,
+        le=1024,
         description="Copies of one model that run at the same time. Each copy takes the model's memory.",
         extra={"unit": "copies"},
     ),

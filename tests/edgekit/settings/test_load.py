@@ -108,6 +108,14 @@ def test_relative_urls_in_a_file_are_anchored_and_others_are_left(tmp_path: Path
     assert bucket.registry == "s3://bucket/models"
 
 
+@pytest.mark.parametrize("name", ["threads", "instances"])
+def test_numbers_that_no_machine_has_are_refused(name: str) -> None:
+    """A remote `set` with one digit too many would leave the device without a model."""
+    flags = {"device": "d", "fleet": "f", "target": "t", name: "1000000"}
+    with pytest.raises(SettingsError, match=f"<= 1024.*{name}"):
+        load_settings(AgentSettings, file=None, environ={}, flags=flags)
+
+
 def test_required_settings_must_come_from_somewhere() -> None:
     """An agent without a name is an error that says what is missing."""
     with pytest.raises(SettingsError, match="device"):
