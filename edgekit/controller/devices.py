@@ -46,6 +46,7 @@ MAX_NOTICES = 1000
 MAX_TOLD = 10_000
 RETAINED = ("reported", "presence")
 DRIFT_KINDS = ("drift", "drift-ended")
+UNINSTALLED = "uninstalled"
 SAME_EVENT_SECONDS = 60.0
 
 
@@ -288,10 +289,13 @@ class DeviceService:
 
     def _save_event(self, device: str, arrived: Arrived, batch: _Batch) -> None:
         event = self._open(device, batch.keys[device], arrived.message.payload, Event)
+        now = self._clock.wall()
         if event.kind in DRIFT_KINDS:
-            self._state.drift.save(event, self._clock.wall())
-        else:
-            self._state.devices.add_event(event, self._clock.wall())
+            self._state.drift.save(event, now)
+            return
+        if event.kind == UNINSTALLED:  # no hour with requests follows that could end its alarms
+            self._state.alarms.end_model(device, event.model, now)
+        self._state.devices.add_event(event, now)
 
     def _save_result(self, device: str, arrived: Arrived, batch: _Batch) -> None:
         result = self._open(device, batch.keys[device], arrived.message.payload, Result)

@@ -98,6 +98,14 @@ class AlarmTable(FleetTable):
             record(connection, self._fleet, self._author, "alarm.end", device, now=now, after=after)
         return ended
 
+    def end_model(self, device: str, model: str, now: float) -> int:
+        """End the open alarms of a model that a device does not have any more; returns how many."""
+        mine = sa.and_(alarms.c.fleet == self._fleet, alarms.c.device == device, alarms.c.model == model)
+        with self._writing() as connection:
+            ended = connection.execute(alarms.update().where(mine, alarms.c.ended.is_(None)).values(ended=now)).rowcount
+            release(connection, mine)
+        return ended
+
 
 def _alarm(row: sa.RowMapping) -> Alarm:
     return Alarm(**{name: row[name] for name in Alarm.__struct_fields__})

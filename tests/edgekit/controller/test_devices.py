@@ -314,3 +314,17 @@ async def test_a_command_that_the_broker_cannot_carry_fails_alone(tmp_path):
         found = side.state.commands.get("pi-1", big.number)
         assert (found.state, found.ok) == ("done", False)
         assert "and the broker accepts 700" in found.message
+
+
+async def test_alarms_of_a_model_end_when_it_is_uninstalled(tmp_path):
+    """No hour and no drift event of it follows; alarms of other models stay."""
+    async with ControlSide(tmp_path) as side:
+        device = await side.device("pi-1")
+        for model in ("digits", "faces"):
+            drift = Event("pi-1", "drift", 1.0, model, "input.x", "it moved", {"subject": "input.x"})
+            await device.say("event", seal(drift, device.signer))
+        await side.until(lambda: len(side.state.alarms.all("pi-1")) == 2)
+        gone = Event("pi-1", "uninstalled", 2.0, "digits", detail={"version": "1.0.0"})
+        await device.say("event", seal(gone, device.signer))
+        await side.until(lambda: "uninstalled" in events(side))
+        assert [one.model for one in side.state.alarms.all("pi-1")] == ["faces"]
