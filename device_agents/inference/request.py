@@ -15,13 +15,14 @@ from edgekit.protocols import CloudAnswer
 from edgekit.serving.models.options import CloudInputs
 from edgekit.serving.oip.codec import InferResponse
 from edgekit.serving.oip.deadlines import DEADLINE_PARAMETER, deadline_ms
+from edgekit.serving.oip.parameters import ROUTE_PARAMETER, has_own
 from edgekit.serving.session.preparation import POSTPROCESS_PARAMETER, Prepared
 from edgekit.serving.session.sequence import Sequence
 from edgekit.serving.session.session import Session
 from edgekit.tensors import Array
 
 _TEXT: dict[Route | Reason, str] = {one: one.value for one in (*Route, *Reason)}  # Enum.value is slow per request
-_PARAMETERS = ("edgekit_route", DEADLINE_PARAMETER, POSTPROCESS_PARAMETER)
+_PARAMETERS = (ROUTE_PARAMETER, DEADLINE_PARAMETER, POSTPROCESS_PARAMETER)
 
 
 class Outgoing(NamedTuple):
@@ -186,11 +187,7 @@ def parse_parameters(parameters: Mapping[str, Any]) -> tuple[str, float | None]:
     Raises:
         DataError: such a parameter is unknown, or the deadline is not valid.
     """
-    ours = [name for name in parameters if name.startswith("edgekit_")]
-    if not ours:
+    if not has_own(parameters, _PARAMETERS):
         return routing_rules.AUTO, None
-    unknown = [name for name in ours if name not in _PARAMETERS]
-    if unknown:
-        raise DataError(f"parameter {unknown[0]!r} is unknown, expected {' or '.join(_PARAMETERS)}")
-    route = parameters.get("edgekit_route", routing_rules.AUTO)
+    route = parameters.get(ROUTE_PARAMETER, routing_rules.AUTO)
     return route, deadline_ms(parameters)

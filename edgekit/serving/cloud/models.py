@@ -14,21 +14,24 @@ import msgspec
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.order import version_order
-from edgekit.errors import EdgekitError, NotFoundError
+from edgekit.errors import DataError, EdgekitError, NotFoundError
 from edgekit.runtimes import open_runtime
 from edgekit.serving.api.description import ModelDescription, check_outputs, describe_session
 from edgekit.serving.cloud.loaded import LoadedVersion
 from edgekit.serving.cloud.versions import is_for_canary
 from edgekit.serving.models.cloud_options import CloudModelOptions
 from edgekit.serving.oip.codec import InferRequest, InferResponse
-from edgekit.serving.oip.deadlines import deadline_ms
+from edgekit.serving.oip.deadlines import DEADLINE_PARAMETER, deadline_ms
+from edgekit.serving.oip.parameters import ROUTE_PARAMETER, has_own
 from edgekit.serving.session.latency import Latency
-from edgekit.serving.session.preparation import parse_postprocess, prepare
+from edgekit.serving.session.preparation import POSTPROCESS_PARAMETER, parse_postprocess, prepare
 from edgekit.serving.session.sequence import Sequence as Place
 from edgekit.serving.session.sequence import parse_sequence
 from edgekit.serving.session.session import Load
 from edgekit.serving.session.statistics import Statistics
 
+_PARAMETERS = (ROUTE_PARAMETER, DEADLINE_PARAMETER, POSTPROCESS_PARAMETER)
+_ROUTES = ("auto", "cloud-only")
 FetchBundle = Callable[[str], tuple[Manifest, Path]]
 
 
@@ -144,6 +147,7 @@ class CloudModels:
         found.counters["requests"] += 1
         try:
             with loaded.used() as session:
+                _check_parameters(request)
                 check_outputs(session, request)
                 left = deadline_ms(request.parameters)
                 deadline = None if left is None else time.monotonic() + left / 1000
@@ -208,3 +212,14 @@ class CloudModels:
             served = ", ".join(sorted(found.versions, key=version_order))
             raise NotFoundError(f"model {model!r} has no version {version} in this cloud tier, it serves {served}")
         return loaded
+
+
+def _check_parameters(request: InferRequest) -> None:
+    """Refuse parameters of edgekit's own that are unknown, and a route that would keep the request on a device."""
+    if has_own(request.parameters, _PARAMETERS):
+        route = request.parameters.get(ROUTE_PARAMETER, _ROUTES[0])
+        if route not in _ROUTES:
+            raise DataError(
+                f"{ROUTE_PARAMETER} is {str(route)[:40]!r}, and this is the cloud tier",
+                advice=f"Send {' or '.join(_ROUTES)}, leave it out, or ask the agent on the device.",
+            )

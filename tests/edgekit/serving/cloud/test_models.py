@@ -40,6 +40,22 @@ async def test_every_model_answers_with_its_own_bundle(tmp_path: Path) -> None:
     await models.close()
 
 
+async def test_unknown_parameters_of_edgekits_own_are_refused_and_others_ignored(tmp_path: Path) -> None:
+    """A request that asks to stay on its device was sent to the wrong server."""
+    manifest = onnx_bundle(tmp_path, name="a", batch=None)
+    models = await CloudModels.open(["a"], lambda name: (manifest, tmp_path), threads=1)
+    for parameters in ({}, {"priority": 1}, {"edgekit_route": "cloud-only", "edgekit_deadline_ms": 9000}):
+        assert (await models.answer("a", None, InferRequest({"x": SURE}, parameters=parameters))).version == "1.0.0"
+    for parameters, says in (
+        ({"edgekit_rout": "auto"}, "parameter 'edgekit_rout' is unknown, expected edgekit_route or"),
+        ({"edgekit_route": "local-only"}, "edgekit_route is 'local-only', and this is the cloud tier"),
+        ({"edgekit_route": 7}, "edgekit_route is '7'"),
+    ):
+        with pytest.raises(DataError, match=says):
+            await models.answer("a", None, InferRequest({"x": SURE}, parameters=parameters))
+    await models.close()
+
+
 async def test_a_model_that_fails_its_self_test_never_serves(tmp_path: Path) -> None:
     """The start fails with the reason, and the models that were loaded before are freed."""
     closed: list[str] = []
