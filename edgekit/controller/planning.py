@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -14,12 +14,15 @@ from edgekit.registry import RegistryReader, Release
 from edgekit.rollout.agent_needs import SHADOW, SINCE, Ignoring, can_shadow, ignoring, plan_needs
 from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.plan import RETURN, RolloutPlan, Wave
-from edgekit.rollout.preflight import refusal
+from edgekit.rollout.preflight import refusal, unfitting
 from edgekit.rollout.unproven import Unproven, unproven
 from edgekit.trust.assignment import Entry
 
 if TYPE_CHECKING:
     from edgekit.state import DeviceKind, FleetState, SelectedDevices
+
+
+T = TypeVar("T")
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -30,7 +33,8 @@ class Planned(msgspec.Struct, frozen=True):
         skipped: Number of devices of each target without a bundle.
         digests: Digest of the bundle by target.
         too_old: By target, the devices whose edgekit cannot read its bundle.
-        refusals: Why a device would refuse the bundle, by its name.
+        refusals: Why a device would refuse the bundle as a downgrade, by its name.
+        unfitting: Every reason why a device does not fit its bundle, by its name, from the facts that it reports.
         plan: Waves and thresholds.
         ignoring: The devices whose agent is too old for conditions and gates of the plan; None if there are none.
         unable: Devices that cannot compare the new model with their active one, where the plan asks for it: their agent
@@ -47,6 +51,7 @@ class Planned(msgspec.Struct, frozen=True):
     ignoring: Ignoring | None = None
     unable: tuple[str, ...] = ()
     unproven: tuple[Unproven, ...] = ()
+    unfitting: dict[str, tuple[str, ...]] = {}
 
     def check_refusals(self, name: str, version: str) -> None:
         """Raise RefusedError when no device of the rollout would take the bundle."""
@@ -102,6 +107,7 @@ def plan_rollout(
         ignoring=ignoring(plan_needs(plan), {key: one.edgekit for key, one in members.items()}),
         unable=_unable(plan, members, devices),
         unproven=tuple(_unproven(releases, members)),
+        unfitting=_unfitting(releases, members),
     )
     digests = {target: entry.sha256 for target, entry in entries.items()}
     planned = Planned(devices, missing, digests, {}, {}, plan)
@@ -116,20 +122,22 @@ class _Judged(NamedTuple):
     ignoring: Ignoring | None
     unable: tuple[str, ...]
     unproven: tuple[Unproven, ...]
+    unfitting: dict[str, tuple[str, ...]]
 
     @property
     def keys(self) -> set[str]:
         """The kinds that something is wrong with."""
         old = (key for one in self.too_old.values() for key in one.devices)
         ignoring = self.ignoring.devices if self.ignoring else ()
-        return {*old, *self.refusals, *ignoring, *self.unable, *(key for one in self.unproven for key in one.devices)}
+        unproven = (key for one in self.unproven for key in one.devices)
+        return {*old, *self.refusals, *ignoring, *self.unable, *unproven, *self.unfitting}
 
 
 def _named(planned: Planned, judged: _Judged, members: Mapping[str, DeviceKind], selected: SelectedDevices) -> Planned:
     """The plan with the names of the devices of the kinds that something is wrong with."""
     found = selected.names([members[key] for key in judged.keys])
 
-    def named(values: Mapping[str, str]) -> dict[str, str]:
+    def named(values: Mapping[str, T]) -> dict[str, T]:
         each = ((name, value) for key, value in values.items() for name in names((key,)))
         return dict(sorted(each))
 
@@ -147,6 +155,7 @@ def _named(planned: Planned, judged: _Judged, members: Mapping[str, DeviceKind],
         ignoring=with_names(judged.ignoring) if judged.ignoring else None,
         unable=names(judged.unable),
         unproven=tuple(msgspec.structs.replace(one, devices=names(one.devices)) for one in judged.unproven),
+        unfitting=named(judged.unfitting),
     )
 
 
@@ -261,6 +270,12 @@ def _refusals(
         if reason:
             found[key] = reason
     return found
+
+
+def _unfitting(releases: Mapping[str, Release], members: Mapping[str, DeviceKind]) -> dict[str, tuple[str, ...]]:
+    """Why devices of the rollout do not fit their bundle, from the facts that they have reported."""
+    found = {key: unfitting(releases[kind.target].manifest, kind.facts) for key, kind in members.items()}
+    return {key: reasons for key, reasons in found.items() if reasons}
 
 
 def _unable(plan: RolloutPlan, members: Mapping[str, DeviceKind], devices: int) -> tuple[str, ...]:

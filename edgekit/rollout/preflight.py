@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from edgekit.bundle.compat import Facts, mismatches
+from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.order import is_older
 from edgekit.mqtt.messages import Running
 from edgekit.trust.assignment import Entry
@@ -29,3 +36,17 @@ def refusal(running: Running | None, entry: Entry, *, allowed: bool) -> str:
             f"{entry.version} is release {entry.release}, and {reason}"
         )
     return ""
+
+
+def unfitting(manifest: Manifest, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Every reason why a device does not fit a bundle, one sentence each; none if it fits.
+
+    Args:
+        manifest: The bundle.
+        facts: The device's facts, as it reports them. One that has not reported them, or not readably, is not judged.
+    """
+    known = {name: facts[name] for name in Facts.__struct_fields__ if name in facts}
+    try:
+        return tuple(mismatches(manifest, msgspec.convert(known, Facts)))
+    except msgspec.ValidationError:
+        return ()

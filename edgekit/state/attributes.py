@@ -48,6 +48,12 @@ def label_attributes(labels: Mapping[str, str]) -> list[Attribute]:
     return [_attribute(LABEL, key, value) for key, value in labels.items()]
 
 
+# What `edgekit.bundle.compat.mismatches` and the check of a rollout read; none of them changes while an agent runs.
+JUDGED_FACTS = (
+    "edgekit", "target", "arch", "runtimes", "memory_mib", "providers", "cpu_features", "seal_keys",
+)  # fmt: skip
+
+
 def report_attributes(report: Reported) -> tuple[list[Attribute], str]:
     """The rows of a report, and their digest: scalar facts; version, digest, state, outcome and wait of each model."""
     rows = list({(row.kind, row.key): row for row in _report_rows(report)}.values())
@@ -55,8 +61,8 @@ def report_attributes(report: Reported) -> tuple[list[Attribute], str]:
 
 
 def traits(report: Reported) -> str:
-    """The digest of what the plan of a rollout judges in a report: edgekit, runtimes, and what each model runs."""
-    facts = [report.facts.get(name) for name in ("edgekit", "arch", "runtimes")]
+    """The digest of what the plan of a rollout judges in a report: facts of a bundle's needs, what each model runs."""
+    facts = [report.facts.get(name) for name in JUDGED_FACTS]
     models = {name: [one.digest, one.version, one.highest, one.release] for name, one in report.models.items()}
     return hashlib.sha256(to_json([facts, models]).encode()).hexdigest()
 

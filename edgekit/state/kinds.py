@@ -26,7 +26,7 @@ class DeviceKind(msgspec.Struct, frozen=True):
         key: Names the kind, together with the target.
         count: Number of devices.
         edgekit: Version of their edgekit; empty before they have reported it.
-        facts: Facts of one of them; ``arch`` and ``runtimes`` are those of all.
+        facts: Facts of one of them; those in `attributes.JUDGED_FACTS` are those of all.
         running: What they run of the plan's model; None where they have reported nothing.
     """
 

@@ -16,6 +16,7 @@ from edgekit.cli.common.console import (
     note,
     print_json,
     print_table,
+    printable,
     usage,
 )
 from edgekit.cli.common.fleet import fleet_state, registry_reader
@@ -113,6 +114,10 @@ def _note_exceptions(planned: Planned) -> None:
         note(one.message)
     for device, reason in sorted(planned.refusals.items())[:MAX_SHOWN]:
         note(f"{device} will refuse it: {reason}")
+    for device, reasons in sorted(planned.unfitting.items())[:MAX_SHOWN]:
+        note(f"{device} does not fit and will refuse it: {printable('; '.join(reasons))}")
+    if len(planned.unfitting) > MAX_SHOWN:
+        note(f"{count_of_devices(len(planned.unfitting))} do not fit in all; --dry-run --json lists them")
     if len(planned.refusals) > MAX_SHOWN:
         note(f"{count_of_devices(len(planned.refusals))} will refuse it in all; --dry-run --json lists them")
 

@@ -296,6 +296,33 @@ def test_devices_on_a_runtime_without_evidence_are_counted(shell):
     assert "runs tflite-runtime 2.14.0, with which the bundle gave wrong answers, and will refuse it (pi-3)" in said
 
 
+def test_devices_that_do_not_fit_the_bundle_are_listed_with_every_reason(shell):
+    """Before anything is sent: from the facts that they report. Devices that have reported none are not judged."""
+    facts = {
+        "pi-1": {"target": TARGET, "arch": "aarch64", "memory_mib": 8000, "runtimes": {"litert": "2.3.0"}},
+        "pi-2": {"target": TARGET, "arch": "aarch64", "memory_mib": 900, "runtimes": {"onnxruntime": "1.23.2"}},
+        "pi-3": {"target": TARGET, "arch": "aarch64", "memory_mib": "much", "runtimes": {"litert": "2.3.0"}},
+        "pi-4": {},
+    }
+    enroll(shell, *facts)
+    state = shell.state()
+    for name, said in facts.items():
+        state.devices.save_report(Reported(name, "f1", 1, 0.0, 1, {}, {}, facts=said), time.time())
+    state.close()
+    manifest = write_bundle(shell.folder / "2.0.0", "digits", "2.0.0")
+    manifest = msgspec.structs.replace(manifest, requires={"memory_mib": 4000})
+    (shell.folder / "2.0.0" / "manifest.json").write_bytes(manifest.canonical_bytes())
+    shell("edgekit registry publish 2.0.0")
+    plan = shell.json("edgekit rollout start digits 2.0.0 --dry-run --json")
+    reasons = [
+        "it needs runtime litert, this device has onnxruntime 1.23.2",
+        "it needs 4000 MiB of memory, this device has 900",
+    ]
+    assert plan["unfitting"] == {"pi-2": reasons}
+    for line in ("edgekit rollout start digits 2.0.0 --dry-run", "edgekit rollout start digits 2.0.0"):
+        assert f"pi-2 does not fit and will refuse it: {'; '.join(reasons)}" in shell(line)[1]
+
+
 def test_agents_that_ignore_conditions_are_named(shell):
     """Consent, windows and gates need an agent that obeys them; the dry run and the start say so."""
     enroll(shell, "pi-1", "pi-2")
