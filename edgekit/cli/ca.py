@@ -21,9 +21,10 @@ from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import Whole
 from edgekit.cli.common.passphrase import given_passphrase, needed_passphrase, passphrase_option
 from edgekit.cli.rollout.text import time_text
-from edgekit.errors import DataError, DiskError, SettingsError, VerificationError
+from edgekit.errors import DataError, DiskError, NotFoundError, SettingsError, VerificationError
 from edgekit.mqtt.topics import CONTROLLER
 from edgekit.settings import ControlSettings
+from edgekit.storage.files import replace_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -156,14 +157,12 @@ def revoke(name: str, output: Path | None, dry_run: bool, passphrase_file: Path 
             note(f"would revoke {len(valid)} certificate(s) of {name}")
             return
         _revoked(settings, authority, state)  # a list that cannot be read stops the command before anything changes
-        gone = state.certificates.revoke(name, now)
+        gone = _revoke(state, name, now)
         text = authority.revocation_list(_revoked(settings, authority, state), now)
     for path in filter(None, (settings.keys / REVOKED_FILE, output)):
         _write_text(path, text)
-    note(
-        f"{len(gone)} certificate(s) of {name} are revoked; copy {output or settings.keys / REVOKED_FILE} to the "
-        "broker and let it read the list (SIGHUP)"
-    )
+    what = f"{gone} certificate(s) of {name} are revoked" if gone else f"those of {name} were revoked before"
+    note(f"{what}; copy {output or settings.keys / REVOKED_FILE} to the broker and let it read the list (SIGHUP)")
 
 
 @ca.command(name="list")
@@ -195,6 +194,20 @@ def list_certificates(name: str | None, as_json: bool) -> None:
         note("No certificate was issued.")
 
 
+def _revoke(state: FleetState, name: str, now: float) -> int:
+    """Revoke the certificates of a name; returns how many, 0 where an earlier attempt did that and wrote no list.
+
+    Raises:
+        NotFoundError: it has none.
+    """
+    try:
+        return len(state.certificates.revoke(name, now))
+    except NotFoundError:
+        if not any(one.revoked for one in state.certificates.all(name)):
+            raise
+        return 0
+
+
 def _revoked(settings: ControlSettings, authority: Authority, state: FleetState) -> list[tuple[str, float]]:
     """Every revoked certificate: those of the database, and of the last list, which may be older than the database.
 
@@ -215,7 +228,7 @@ def _revoked(settings: ControlSettings, authority: Authority, state: FleetState)
 
 def _write_text(path: Path, text: str) -> None:
     try:
-        path.write_text(text)
+        replace_file(path, text.encode())
     except OSError as error:
         raise DiskError(f"{path} cannot be written: {error.strerror or error}") from error
 

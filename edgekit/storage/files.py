@@ -41,6 +41,27 @@ def try_lock(handle: int) -> bool:
     return True
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole: it keeps its old content until all of the new is on the disk, also on a full disk.
+
+    What is no regular file, such as /dev/stdout, is written as it is.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path = path.resolve()  # a link stays a link
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        sync_file(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def sync_file(path: Path) -> None:
     """Make the bytes of a file survive a power cut."""
     # Windows can sync only a file that is open for writing; other systems can also sync a read-only file.

@@ -23,6 +23,7 @@ from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
 from edgekit.errors import DataError, DiskError, EdgekitError
 from edgekit.identity.record import FORMAT, DeviceRecord, RecordFile, encode_records, parse_records
+from edgekit.storage.files import replace_file
 
 if TYPE_CHECKING:
     from edgekit.mqtt.messages import Reported
@@ -65,7 +66,7 @@ def export(
                 raise state.nobody(cohort)
         records = tuple(state.records.export(name) for name in dict.fromkeys(names))
     try:
-        output.write_bytes(encode_records(RecordFile(FORMAT, settings.fleet, time.time(), records)))
+        replace_file(output, encode_records(RecordFile(FORMAT, settings.fleet, time.time(), records)))
     except OSError as error:
         raise DiskError(f"{output} cannot be written: {error.strerror or error}") from error
     note(f"{output} has {len(records)} device{'' if len(records) == 1 else 's'} of fleet {settings.fleet}")

@@ -14,6 +14,7 @@ from edgekit.cli.common.fleet import fleet_state, registry_reader
 from edgekit.cli.registry.options import registry_options
 from edgekit.cli.rollout.text import time_text
 from edgekit.errors import DiskError, EdgekitError, NotFoundError
+from edgekit.storage.files import replace_file
 
 if TYPE_CHECKING:
     from edgekit.registry import RegistryReader, Release
@@ -79,7 +80,7 @@ def bom(
         click.echo(text.decode())
         return
     try:
-        path.write_bytes(text + b"\n")
+        replace_file(path, text + b"\n")
     except OSError as error:
         raise DiskError(f"{path} cannot be written: {error.strerror}") from error
     note(f"{path} has the bill of materials of {name} {version} for {release.manifest.target}")

@@ -1,7 +1,9 @@
 """Revoked certificates outlive the database; enrollment codes are listed and ended."""
 
 import time
+from pathlib import Path
 
+import pytest
 from cryptography import x509
 
 from edgekit.identity.authority import Authority
@@ -34,6 +36,7 @@ def test_a_lost_database_makes_no_revoked_certificate_valid_again(tmp_path, monk
     third = x509.load_pem_x509_certificate((tmp_path / "three" / "broker.pem").read_bytes()).serial_number
     shell("edgekit ca revoke pi-3 -o new.crl")
     assert serials(tmp_path / "new.crl") == serials(listed) == {certificates["pi-1"], third}
+    assert "has no valid certificate" in shell("edgekit ca revoke nobody", 1)[1]
     shell("edgekit ca broker broker.example -o broker")
     assert serials(tmp_path / "broker" / "revoked.crl") == {certificates["pi-1"], third}
     shell("edgekit device enroll pi-4 --target raspberry-pi-4")
@@ -44,6 +47,20 @@ def test_a_lost_database_makes_no_revoked_certificate_valid_again(tmp_path, monk
         assert "fleet-ca.crl cannot be used" in shell("edgekit ca revoke pi-4", 1)[1]
     listed.write_bytes(good)
     assert "revoked" not in shell("edgekit ca list pi-4")[0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_list_that_could_not_be_written_is_written_by_the_next_attempt(tmp_path, monkeypatch, capfd):
+    """The certificate is revoked in the database then; the command says so and signs the list again."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edgekit.toml").write_text('fleet = "f1"\nbroker = "mqtts://broker.example"\n')
+    shell = Shell(tmp_path, monkeypatch, capfd)
+    shell("edgekit registry init")
+    shell("edgekit ca init")
+    shell("edgekit device enroll pi-1 --target raspberry-pi-4")
+    assert "No space left" in shell("edgekit ca revoke pi-1 -o /dev/full", 1)[1]
+    assert "were revoked before" in shell("edgekit ca revoke pi-1 -o revoked.crl")[1]
+    assert len(serials(tmp_path / "revoked.crl")) == 1
 
 
 def test_a_code_that_leaked_is_ended(tmp_path, monkeypatch, capfd):
