@@ -64,9 +64,9 @@ class CloudClient:
     ) -> None:
         self._url = url.rstrip("/")
         self._model = model
-        if not api_key.isascii() or any(one.isspace() or not one.isprintable() for one in api_key):
+        if not (api_key.isascii() and api_key.isprintable()):
             raise SettingsError(
-                "the API key for the cloud tier is not one word of printable ASCII characters",
+                "the API key for the cloud tier is not one line of ASCII characters",
                 advice="Write the key alone into the file of cloud_api_key_file, without its owner and other keys.",
             )
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
