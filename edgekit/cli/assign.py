@@ -18,6 +18,7 @@ from edgekit.cli.common.console import (
 from edgekit.cli.common.fleet import fleet_state, registry_reader
 from edgekit.cli.common.numbers import ROLLOUT, Number
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
+from edgekit.rollout.allowance import MAX_PER_HOUR
 
 
 @click.group()
@@ -38,7 +39,7 @@ def assign() -> None:
 @selection_options
 @click.option(
     "--per-hour",
-    type=Number(0, 1e6),
+    type=Number(0, MAX_PER_HOUR),
     default=0.0,
     show_default=True,
     metavar="N",

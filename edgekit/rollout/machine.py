@@ -296,9 +296,11 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
         return RolloutStep(rollout)  # no device yet; devices that enroll later get the assignment
     # A device that cannot be reached gives its place in the wave to another one.
     assigned = sum(devices[name].state not in (DeviceState.PENDING, DeviceState.NOT_REACHED) for name in eligible)
+    pending = [name for name in eligible if devices[name].state is DeviceState.PENDING]
     wave = rollout.wave
     while True:
-        room = rollout.plan.waves[wave].limit(len(eligible)) - assigned
+        able, room = _able(rollout, wave, pending), rollout.plan.waves[wave].limit(len(eligible)) - assigned
+        room = room if able is pending else min(room, len(able))
         if room > 0 or wave == len(rollout.plan.waves) - 1 or not _wave_succeeded(rollout, wave):
             break
         if _soaks_until(rollout, wave) > now:
@@ -308,8 +310,7 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
         wave += 1
     if room > 0 and not _is_approved(rollout, wave):
         return _await_approval(rollout, now)
-    pending = [name for name in eligible if devices[name].state is DeviceState.PENDING]
-    wanted = _next_devices(msgspec.structs.replace(rollout, devices=devices), pending, max(0, room))
+    wanted = _next_devices(msgspec.structs.replace(rollout, devices=devices), able, max(0, room))
     allowance = _allowance(rollout, wave, now)
     chosen = wanted[: allowance.count(len(wanted))]
     for name in chosen:
@@ -323,6 +324,23 @@ def _settle(rollout: Rollout, now: float) -> RolloutStep:
     left = len(wanted) - len(chosen)
     more_at = allowance.taken(len(chosen)).ready_at(left) if left else None
     return _ended(settled, tuple(Assign(name) for name in (*ready, *chosen)), now, more_at)
+
+
+def _able(rollout: Rollout, wave: int, pending: list[str]) -> list[str]:
+    """The pending devices that a wave may add: of canaries, or of a wave that is a filter, only those that match.
+
+    Where none of them is left in the rollout, the wave takes others, so that none begins that no device has shown.
+    """
+    plan, devices = rollout.plan, rollout.devices
+    canaries = plan.canaries is not None
+    if plan.waves[wave].cohort is None and not (canaries and wave == 0):
+        return pending
+    ranks = {name: devices[name].chosen for name in pending}
+    able = [
+        name for name, rank in ranks.items() if devices[name].canary or (rank is not None and rank <= wave - canaries)
+    ]
+    mine = any(one.assigned_at and one.wave == wave and one.state not in OUTSIDE for one in devices.values())
+    return able if able or mine else pending
 
 
 def _allowance(rollout: Rollout, wave: int, now: float) -> Allowance:

@@ -33,6 +33,7 @@ class Story:
 
     def __init__(self, canaries=(), **plan):
         self.now = 1000.0
+        plan["canaries"] = Cohort(filter="label.ring == 0") if canaries else None
         self.state = Rollout(id=7, model="digits", version="1.1.0", plan=RolloutPlan(**plan))
         self.effects = []
         self.take(Started())
@@ -93,6 +94,26 @@ def test_devices_in_flight_keep_their_deadline_while_a_wave_waits():
     story.now += 61
     story.take(Surveyed())
     assert story.state.state is RolloutState.PAUSED
+
+
+def test_a_canary_that_is_not_reached_gives_its_place_to_no_other_device():
+    """One waits for too long: the other one decides, and until then no device beside them has the bundle."""
+    story = Story(canaries=("d-1", "d-3"), waves=(Wave(count=2), Wave(share=1.0)), max_wait_seconds=100.0)
+    assert sorted(story.devices()) == ["d-1", "d-3"]
+    story.take(Surveyed({"d-1": DeviceStatus(NEW, Running(digest=OLD, waiting=Waiting("metered", 1.0, NEW)))}))
+    story.now += 200.0
+    story.take(Surveyed())
+    assert story.states()["d-1"] == "NOT_REACHED"
+    assert len(story.devices()) == 2
+    story.succeed("d-3")
+    assert sorted(story.devices()) == NAMES
+
+
+def test_canaries_that_have_left_give_their_place_to_other_devices():
+    """No wave begins that no device has shown."""
+    story = Story(canaries=("d-2",), waves=(Wave(count=1), Wave(share=1.0)))
+    story.take(Cancelled("d-2"))
+    assert len(story.devices()) == 2
 
 
 def test_canaries_come_first():
