@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from securesystemslib.signer import Key
@@ -99,8 +100,13 @@ class Commands:
                 f"command {command.number} is for {command.device!r} of fleet {command.fleet!r}, "
                 f"this is {self._device!r} of {self._fleet!r}"
             )
-        if self._clock.wall() >= command.expires:
-            raise ExpiredError(f"command {command.number} has expired")
+        now = self._clock.wall()
+        if now >= command.expires:
+            shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+            late = now - command.expires
+            raise ExpiredError(
+                f"command {command.number} expired {late:.0f} s ago by this device's clock, which shows {shown}"
+            )
         highest = self._journal.record.command
         if command.number <= highest:
             raise VerificationError(f"command {command.number} came again: number {highest} was accepted before")

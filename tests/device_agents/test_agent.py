@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import time
 
 import msgspec
@@ -515,3 +516,17 @@ async def test_a_report_that_the_broker_cannot_carry_is_an_event_once(desk, devi
     told = [open_envelope(one, messages.Event, device.signer.public_key) for one in desk.said("event")]
     assert [(one.kind, one.error) for one in told] == [("report-too-large", "PacketTooLargeError")]
     assert "the broker accepts 1500. Set the broker's maximum packet size to 327680" in told[0].message
+
+
+async def test_an_expired_command_is_refused_with_the_time_that_the_clock_shows(desk, device):
+    """A device whose clock is ahead refuses every command; its event says so."""
+    desk.assign(desk.publish("1.0.0"))
+    await device.settled("1.0.0")
+    desk.command("self-test", seconds=-100)
+    kind = b"command-refused"
+    await device.until(lambda: any(kind in one for one in desk.said("event")))
+    (payload,) = [one for one in desk.said("event") if kind in one]
+    event = open_envelope(payload, messages.Event, device.signer.public_key)
+    assert event.error == "ExpiredError"
+    assert re.match(r"command 1 expired 1\d\d s ago by this device's clock, which shows 20\d\d-", event.message)
+    assert desk.said("result") == []
