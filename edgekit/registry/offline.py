@@ -89,8 +89,10 @@ def export_update(
     Raises:
         VerificationError: the registry's metadata is not trusted, has expired, or disagrees with an assignment.
         NotFoundError, DigestMismatchError: the registry misses a bundle.
-        DiskError: the file cannot be written.
+        DiskError: the file cannot be written, or is a device or a folder.
     """
+    if path.exists() and not path.is_file():
+        raise DiskError(f"{path} is no regular file", advice="Name another one with -o; it would be replaced.")
     orders = list(orders)
     fetched: dict[str, bytes] = {}
 

@@ -47,6 +47,7 @@ def test_a_lost_database_makes_no_revoked_certificate_valid_again(tmp_path, monk
         assert "fleet-ca.crl cannot be used" in shell("edgekit ca revoke pi-4", 1)[1]
     listed.write_bytes(good)
     assert "revoked" not in shell("edgekit ca list pi-4")[0]
+    assert "its TLS certificate stays valid" in shell("edgekit device rekey pi-4 -o four")[1]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

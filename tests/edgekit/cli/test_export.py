@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 import zipfile
@@ -89,6 +90,14 @@ def test_nothing_is_written_for_nobody(shell: Shell, tmp_path: Path, who: str, s
     assert says in err
     assert (tmp_path / "x.edgekit").read_text() == "older"
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_device_or_pipe_is_not_replaced(shell: Shell, tmp_path: Path) -> None:
+    """As root, `-o /dev/null` would put a file in its place."""
+    order(shell, "pi-1")
+    os.mkfifo(tmp_path / "pipe")
+    assert "is no regular file" in shell("edgekit registry export --for pi-1 -o pipe", expect=1)[1]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize("fault", ["text", "compressed", "foreign", "newer", "cut", "no-index", "longer"])
