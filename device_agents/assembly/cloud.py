@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from device_agents.inference.cloud.endpoints import CloudEndpoint, CloudEndpoints
+from device_agents.inference.cloud.http_client import without_user
 from device_agents.inference.cloud.retry_budget import RetryBudget
 from device_agents.inference.cloud_client import CloudClient
 from device_agents.inference.routing_rules import Reason
@@ -54,12 +55,6 @@ def endpoint_hold(settings: AgentSettings, url: str) -> Reason | None:
     is_open = parts.scheme == "http" and not is_loopback(parts.hostname or "")
     refused = is_open and settings.cloud_api_key_file and not settings.cloud_unencrypted
     return Reason.UNENCRYPTED if refused else None
-
-
-def without_user(url: str) -> str:
-    """A URL without a user's name and password, for messages and metrics."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def _cloud_tls(settings: AgentSettings) -> ssl.SSLContext | None:

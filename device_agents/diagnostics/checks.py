@@ -8,14 +8,16 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from device_agents.assembly.cloud import endpoint_hold, make_cloud_clients, without_user
+from device_agents.assembly.cloud import endpoint_hold, make_cloud_clients
 from device_agents.assembly.control import check_broker, read_root, root_version
 from device_agents.assembly.serving import fallback_hold, metered_link, threshold_warnings
 from device_agents.diagnostics.check_rules import judge_certificate, judge_clock, judge_evidence, judge_providers
 from device_agents.diagnostics.cloud_check import Sent, check_cloud
 from device_agents.diagnostics.pending import pending_deployments
 from device_agents.facts import measure_facts
+from device_agents.inference.cloud.http_client import without_user
 from device_agents.inference.cloud.retry_budget import RetryBudget
 from device_agents.inference.egress_rules import stricter
 from device_agents.inference.options import ALLOWED, DECODED, NEVER, ORIGINAL, CloudOptions, ServiceOptions
@@ -201,6 +203,11 @@ class _Checks:
             raise SettingsError("; ".join(faults))
         if not settings.all_cloud_urls():
             return "no cloud tier is configured; every answer is local"
+        if named := [without_user(url) for url in settings.all_cloud_urls() if "@" in urlsplit(url).netloc]:
+            raise SettingsError(
+                f"cloud_url has a user's name or a password, which are not sent: {', '.join(named)}",
+                advice="Take them out, and write the API key into the file of cloud_api_key_file.",
+            )
         policies = {name: self._policy(name, manifest) for name, manifest in sorted(self._cloud_models().items())}
         kept = [name for name, policy in policies.items() if policy == NEVER]
         decoded = [name for name, policy in policies.items() if policy == DECODED]

@@ -22,7 +22,7 @@ from device_agents.inference.cloud.failures import (
     CloudUnreachableError,
     CloudUnusableError,
 )
-from device_agents.inference.cloud.http_client import HttpClient, HttpReply
+from device_agents.inference.cloud.http_client import HttpClient, HttpReply, without_user
 from edgekit.errors import CloudError, DataError, SettingsError
 from edgekit.protocols import CloudAnswer
 from edgekit.serving.oip import codec as oip
@@ -62,7 +62,7 @@ class CloudClient:
         tls: ssl.SSLContext | None = None,
         may_retry: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._url = url.rstrip("/")
+        self._url = without_user(url)
         self._model = model
         if not (api_key.isascii() and api_key.isprintable()):
             raise SettingsError(
@@ -71,7 +71,7 @@ class CloudClient:
             )
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            self._http = HttpClient(self._url, tls=tls, may_retry=may_retry)
+            self._http = HttpClient(url, tls=tls, may_retry=may_retry)
         except ValueError as error:
             raise SettingsError(f"cloud_url: {error}") from error
         self._takes_binary: dict[str, bool] = {}  # by model

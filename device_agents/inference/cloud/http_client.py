@@ -53,6 +53,12 @@ class Url(NamedTuple):
         return cls(is_tls, host, parts.port or (443 if is_tls else 80), netloc, path)
 
 
+def without_user(url: str) -> str:
+    """A URL without a user's name and password, for messages and metrics."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
+
 class HttpReply(NamedTuple):
     """One answer. `headers` are by lower-case name."""
 

@@ -77,6 +77,16 @@ async def test_the_tier_is_asked_for_health_key_and_each_model(tmp_path: Path) -
         await found(fits, tmp_path)
 
 
+async def test_a_password_in_the_url_is_told_and_shown_nowhere(tmp_path: Path) -> None:
+    """It is not sent, so whoever wrote it there waits in vain."""
+    with pytest.raises(SettingsError, match=r"not sent: http://127\.0\.0\.1:1$") as caught:
+        await found(device(tmp_path, "http://me:secret@127.0.0.1:1"), tmp_path, "fallback")
+    assert "cloud_api_key_file" in caught.value.advice
+    with pytest.raises(CloudError, match=r"http://127\.0\.0\.1:1 cannot be reached") as unreachable:
+        await found(device(tmp_path, "http://me:secret@127.0.0.1:1"), tmp_path)
+    assert "secret" not in f"{unreachable.value} {caught.value}"
+
+
 async def test_thresholds_above_one_are_named(tmp_path: Path) -> None:
     """They still send all answers, for one release."""
     own = {"small": ModelSettings(fallback_threshold=80.0)}
