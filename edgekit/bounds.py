@@ -11,6 +11,7 @@ import msgspec
 MAX_INTEGER = 2**53  # the largest integer that SQLite, PostgreSQL and JSON readers all store exactly
 MAX_ROW = 2**31 - 1  # the largest number of a row: PostgreSQL counts rows with 32 bits
 MAX_SECONDS = 1e10  # three hundred years; release 0.1.0 stored deadlines of a hundred
+CLOCKS_DIFFER_SECONDS = 300.0  # the clocks of two controllers by less; a later time is that of a clock that was ahead
 MAX_DATE = 1e11  # wall clock seconds; later dates have a year of more than four digits
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edgekit.bounds import CLOCKS_DIFFER_SECONDS
 from edgekit.mqtt.messages import Outcome, Running, Waiting
 from edgekit.rollout.plan import RolloutPlan
 from edgekit.rollout.values import IN_FLIGHT, UNASSIGNED, DeviceProgress, DeviceState, DeviceStatus
@@ -14,7 +15,6 @@ SILENT = "silent"
 COMPARING = "SHADOWING"  # as devices report it
 MAX_REASON = 500
 MAX_WAITING_REASON = 63
-AHEAD_SECONDS = 300.0  # more than the clocks of two controllers differ by
 
 
 def judge(progress: DeviceProgress, status: DeviceStatus, now: float) -> DeviceProgress:
@@ -91,7 +91,7 @@ def set_right(progress: DeviceProgress, now: float) -> DeviceProgress:
     lasting for as long as the clock was ahead.
     """
     times = {name: getattr(progress, name) for name in ("assigned_at", "at", "waiting_since")}
-    ahead = {name: now for name, at in times.items() if at > now + AHEAD_SECONDS}
+    ahead = {name: now for name, at in times.items() if at > now + CLOCKS_DIFFER_SECONDS}
     return msgspec.structs.replace(progress, **ahead) if ahead else progress
 
 

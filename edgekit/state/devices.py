@@ -18,7 +18,7 @@ from edgekit.rollout.cohort import Cohort, Device
 from edgekit.state._sql import FleetTable, put_all, to_json, untrusted_json, untrusted_text
 from edgekit.state.attributes import put_labels
 from edgekit.state.audit import record, take_turn
-from edgekit.state.filters import cohort_condition
+from edgekit.state.filters import cohort_condition, is_recent
 from edgekit.state.report_writer import CheckedReport, ReportWriter, check_report
 from edgekit.state.tables import assignments, commands, devices, events, presence, removed_devices, reports
 
@@ -227,7 +227,7 @@ class DeviceTable(FleetTable):
         )
         with self._reading() as connection:
             rows = connection.execute(query).mappings().all()
-        return [_view(row, now - offline_after_seconds) for row in rows]
+        return [_view(row, now, offline_after_seconds) for row in rows]
 
     def count(self, now: float, offline_after_seconds: float, cohort: Cohort = EVERY_DEVICE) -> int:
         """Number of devices that a cohort selects. Arguments and errors as `views`."""
@@ -443,7 +443,7 @@ def _labels(text: str) -> dict[str, str] | None:
         return None
 
 
-def _view(row: sa.RowMapping, since: float) -> DeviceView:
+def _view(row: sa.RowMapping, now: float, offline_after_seconds: float) -> DeviceView:
     device = read_device(row)
     report = read_report(row["body"])
     faults = ["its labels"] if _labels(row["labels"]) is None else []
@@ -455,7 +455,7 @@ def _view(row: sa.RowMapping, since: float) -> DeviceView:
         target=device.target,
         labels=device.labels,
         enrolled=device.enrolled,
-        online=bool(row["online"]) and row["seen"] >= since,
+        online=bool(row["online"]) and is_recent(row["seen"], now, offline_after_seconds),
         seen=row["seen"] or 0.0,
         assigned=assigned or {},
         assignment=report.assignment if report else 0,

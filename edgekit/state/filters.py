@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import sqlalchemy as sa
 
-from edgekit.bounds import MAX_DATE
+from edgekit.bounds import CLOCKS_DIFFER_SECONDS, MAX_DATE
 from edgekit.bundle.manifest import NAME_PATTERN
 from edgekit.errors import NotFoundError, SettingsError
 from edgekit.filters import All, Compare, Filter, Flag, Group, Not, OneOf, parse_filter
@@ -45,6 +45,20 @@ class Selection(msgspec.Struct, frozen=True):
     now: float
     offline_after_seconds: float
     groups: Mapping[str, str] = {}
+
+
+def online_condition(now: float, offline_after_seconds: float) -> Condition:
+    """The rows of the table of presence whose devices are online, as `is_recent` says."""
+    seen = presence.c.seen
+    return sa.and_(presence.c.online, seen >= now - offline_after_seconds, seen <= now + CLOCKS_DIFFER_SECONDS)
+
+
+def is_recent(seen: float, now: float, offline_after_seconds: float) -> bool:
+    """True where a device sent something at `seen` that shows that it is there at `now`; wall clock seconds.
+
+    A later time is that of a controller's clock that was ahead, and shows nothing.
+    """
+    return now - offline_after_seconds <= seen <= now + CLOCKS_DIFFER_SECONDS
 
 
 def may_change() -> Condition:
@@ -143,7 +157,7 @@ def _seen(operator: str, value: str | None, now: float) -> Condition:
 def _flag(name: str, selection: Selection) -> Condition:
     if name == "waiting":
         return _indexed(Field("waiting"), sa.true(), any_key=True)
-    online = _present(sa.and_(presence.c.online, presence.c.seen >= selection.now - selection.offline_after_seconds))
+    online = _present(online_condition(selection.now, selection.offline_after_seconds))
     return online if name == "online" else sa.not_(online)
 
 

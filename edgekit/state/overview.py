@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from edgekit.bundle.order import version_order
 from edgekit.state._sql import FleetTable
 from edgekit.state.drift import count_drifting
+from edgekit.state.filters import online_condition
 from edgekit.state.leaders import ControllerView
 from edgekit.state.tables import attributes, devices, events, presence
 
@@ -83,7 +84,7 @@ class OverviewTable(FleetTable):
             .group_by(devices.c.target)
             .order_by(devices.c.target)
         )
-        online = sa.and_(presence.c.online, presence.c.seen >= now - offline_after_seconds)
+        online = online_condition(now, offline_after_seconds)
         heard = sa.select(
             sa.func.coalesce(sa.func.sum(sa.case((online, 1), else_=0)), 0).label("online"),
             sa.func.coalesce(sa.func.sum(sa.case((presence.c.seen > 0, 1), else_=0)), 0).label("seen"),

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from edgekit.bounds import MAX_ROW
+from edgekit.bounds import CLOCKS_DIFFER_SECONDS, MAX_ROW
 from edgekit.errors import NotFoundError
 from edgekit.state._sql import FleetTable, to_json, untrusted_text
 from edgekit.state.audit import record
@@ -23,7 +23,6 @@ KINDS = ("rollout", "alarm", "audit")
 SECRET_PREFIX = "whsec_"  # noqa: S105  # of the Standard Webhooks specification
 MAX_ERROR = 500
 MAX_RETRY_SECONDS = 3600.0
-MAX_CLOCK_SECONDS = 300.0  # that the clocks of two controllers may differ by
 _ROLLOUT_STEPS = ("rollout.assign", "rollout.keep", "rollout.bundle")  # many, and no decisions
 
 
@@ -262,7 +261,7 @@ def _alarm(fleet: str, row: sa.RowMapping) -> Notice:
 
 def _is_due(now: float | sa.BindParameter[float]) -> sa.ColumnElement[bool]:
     """The webhooks that may be posted to at `now`; a time that no wait has is that of a clock that was ahead."""
-    longest = now + (MAX_RETRY_SECONDS + MAX_CLOCK_SECONDS)
+    longest = now + (MAX_RETRY_SECONDS + CLOCKS_DIFFER_SECONDS)
     return sa.or_(webhooks.c.next_at <= now, webhooks.c.next_at > longest)
 
 

@@ -462,6 +462,16 @@ def test_rows_of_a_clock_that_was_ahead_hide_no_change(state):
     assert state.work.look(7.0, 10.0).change == 6.0
 
 
+def test_a_device_that_was_seen_by_a_clock_ahead_is_not_online(state):
+    """In lists, filters and counts; clocks of controllers that differ by seconds change nothing."""
+    state.devices.enroll(Device(name="a", target="t", public_key="pem", enrolled=1.0))
+    state.devices.save_presence("a", Presence(online=True, session=1), 9000.0)
+    for now, online in ((8990.0, True), (9010.0, True), (9200.0, False), (5000.0, False)):
+        assert [one.online for one in state.devices.views(now, 90.0)] == [online]
+        assert state.devices.count(now, 90.0, Cohort(filter="online")) == online
+        assert state.overview.count(now, 90.0).online == online
+
+
 def test_a_look_finds_the_work_of_a_round(state):
     """And nothing where there is nothing to do."""
     assert state.work.look(5.0, 10.0) == Work()
