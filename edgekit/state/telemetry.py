@@ -99,7 +99,7 @@ class TelemetryTable(FleetTable):
         hour, names = int(now // HOUR_SECONDS), list({one.device for one, _ in filled})
         mine = {"of_fleet": self._fleet, "names": names}
         with self._writing() as connection:
-            marks = {row.device: (row.session, row.number) for row in connection.execute(_MARKS, mine)}
+            marks = self._marks(connection, names)
             rows = connection.execute(_BODIES, {**mine, "of_hour": hour})
             bodies = {row.device: _read_body(row.body) for row in rows}
             changed, added = set(), 0
@@ -112,6 +112,24 @@ class TelemetryTable(FleetTable):
                 changed.add(one.device)
             self._put(connection, hour, {name: (*marks[name], bodies[name]) for name in sorted(changed)})
         return added
+
+    def _marks(self, connection: sa.Connection, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Session and number of the last message of each device, locked against other controllers.
+
+        A device without a row gets one first: two controllers could not lock a row that is not there, and would both
+        add its first message.
+        """
+        marks = self._locked(connection, names)
+        if missing := sorted(set(names) - marks.keys()):
+            new = {"session": 0, "number": 0, "baselines": "{}"}
+            rows = [{"fleet": self._fleet, "device": name, **new} for name in missing]
+            put_all(connection, telemetry_marks, ("fleet", "device"), rows, only_if=_never)
+            marks |= self._locked(connection, missing)
+        return marks
+
+    def _locked(self, connection: sa.Connection, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+        rows = connection.execute(_MARKS, {"of_fleet": self._fleet, "names": names})
+        return {row.device: (row.session, row.number) for row in rows}
 
     def _put(self, connection: sa.Connection, hour: int, changed: Mapping[str, tuple[int, int, HourBody]]) -> None:
         """Write the marks (session and number) and the roll-ups of devices."""
@@ -218,6 +236,10 @@ class TelemetryTable(FleetTable):
 def _newer(row: Any) -> sa.ColumnElement[bool]:
     same = telemetry_marks.c.session == row.session
     return sa.or_(telemetry_marks.c.session < row.session, sa.and_(same, telemetry_marks.c.number < row.number))
+
+
+def _never(row: Any) -> sa.ColumnElement[bool]:
+    return sa.false()
 
 
 def check_telemetry(telemetry: Telemetry) -> CheckedTelemetry:

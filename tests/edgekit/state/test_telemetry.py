@@ -171,6 +171,26 @@ def test_a_new_bundle_ends_the_alarms_of_the_one_before(state: FleetState) -> No
     assert state.alarms.all() == []
 
 
+def test_the_first_message_of_a_device_is_added_once_by_two_controllers(url: str) -> None:
+    """At the same moment, for one device after the other: there is no row yet that the first could lock."""
+    states = [open_fleet_state(url, "f") for _ in range(2)]
+    barrier, added = threading.Barrier(2), []
+
+    def work(state: FleetState) -> None:
+        for number in range(20):
+            barrier.wait(60)
+            added.append(state.telemetry.add(message(1, device=f"d-{number}"), HOUR))
+
+    threads = [threading.Thread(target=work, args=(state,)) for state in states]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(added) == [False] * 20 + [True] * 20
+    for state in states:
+        state.close()
+
+
 def test_two_controllers_judge_each_hour_once(url: str) -> None:
     """Both get each message, both judge: every hour is counted once and judged once."""
     states = [open_fleet_state(url, "f") for _ in range(2)]
