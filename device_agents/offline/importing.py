@@ -18,6 +18,7 @@ from edgekit.trust.assignment import Assignment, Entry
 from edgekit.update_file import UpdateFile
 
 POLL_SECONDS = 0.05
+STALL_SECONDS = 1.0
 CURRENT, UNINSTALLED = "current", "uninstalled"
 RESUME = "Mend the cause and import the file again; verified blocks are kept."
 DELAYED = ("deployment-delayed", "assignment-delayed")
@@ -61,6 +62,7 @@ async def follow_file(agent: Agent, transport: FileTransport, file: UpdateFile, 
         assignment = await agent.verify(payload)
         await in_thread(check_blobs, file, [one for one in assignment.entries.values() if not _runs(before, one)])
         agent.follow(assignment)
+        stalled = 0.0
         while not _ended(agent.states, assignment):
             if running.done():
                 running.result()
@@ -72,6 +74,10 @@ async def follow_file(agent: Agent, transport: FileTransport, file: UpdateFile, 
                         f"{event.model} waits: {event.error}: {event.message}",
                         advice=RESUME,
                     )
+            reason = waiting_reason(agent.states, assignment)
+            stalled = stalled + POLL_SECONDS if reason else 0.0
+            if stalled >= STALL_SECONDS:  # an earlier import was told the same, and no event repeats it
+                raise UnavailableError(reason, advice=RESUME)
             await asyncio.sleep(POLL_SECONDS)
         removed = [Imported(name, _version(before.get(name)), UNINSTALLED) for name in assignment.uninstall]
         ends = [_imported(name, entry, before, agent.states[name]) for name, entry in assignment.entries.items()]
@@ -104,6 +110,16 @@ def _checked_blocks(file: UpdateFile, digest: str, name: str) -> Iterator[bytes]
         yield block
     if found.hexdigest() != digest:
         raise DigestMismatchError(name, expected=digest, found=found.hexdigest())
+
+
+def waiting_reason(states: Mapping[str, UpdateRecord], assignment: Assignment) -> str:
+    """Why a deployment of an assignment rests until another attempt; empty where none does."""
+    for name, entry in assignment.entries.items():
+        state = states.get(name)
+        pending = state.deployment if state is not None and state.name is UpdateState.IDLE else None
+        if state is not None and pending is not None and pending.digest == entry.sha256 and state.note:
+            return f"{name} waits: {state.note}"
+    return ""
 
 
 def _ended(states: Mapping[str, UpdateRecord], assignment: Assignment) -> bool:

@@ -12,17 +12,19 @@ import sys
 import zipfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from device_agents.assembly.control import make_agent
 from device_agents.assembly.serving import make_inference
+from device_agents.deployment import Deployment, UpdateRecord
 from device_agents.facts import measure_facts
 from device_agents.offline.importing import Imported, follow_file
 from device_agents.offline.transport import FileTransport
 from edgekit.bundle.manifest import MANIFEST_NAME, file_entry
-from edgekit.errors import ClockError, DiskError, ExpiredError, VerificationError
+from edgekit.errors import ClockError, DiskError, ExpiredError, UnavailableError, VerificationError
 from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
 from edgekit.registry.offline import Order, export_update
@@ -31,6 +33,7 @@ from edgekit.rollout.plan import parse_waves
 from edgekit.rollout.values import RolloutState
 from edgekit.settings import AgentSettings, load_settings
 from edgekit.state.assignments import assign
+from edgekit.trust.assignment import Assignment
 from edgekit.trust.keys import generate_key
 from edgekit.update_file import UpdateFile
 from tests.simulators.agent_process import AgentProcess
@@ -282,3 +285,23 @@ async def test_a_stick_that_is_pulled_makes_no_failed_deployment(tmp_path: Path)
         async with importing(folder, path) as (_, transport, follow):
             assert await follow() == [Imported("small", "1.0.0", "succeeded")]
             assert transport.blocks_sent <= BALLAST_BYTES // 65_536 - PULLED_BLOCKS // 2
+
+
+async def test_the_same_delay_as_at_an_earlier_import_ends_this_one_too(tmp_path: Path) -> None:
+    """The journal has its reason already, so no event says it again: the import must not wait for one."""
+    async with ControlSide(tmp_path) as side:
+        folder = enroll(side, "pi-1")
+        await assigned(side, "1.0.0", "pi-1")
+        path = export(side, tmp_path / "one.edgekit", "pi-1")
+        async with importing(folder, path) as (agent, _transport, follow):
+
+            def resting(assignment: Assignment) -> None:
+                entry = assignment.entries["small"]
+                names = ("path", "length", "name", "version", "target", "release")
+                pending = Deployment(entry.sha256, assignment=1, **{name: getattr(entry, name) for name in names})
+                state = UpdateRecord(deployment=pending, note="SpaceError: the disk is full")
+                agent._updaters["small"] = SimpleNamespace(state=state)
+
+            agent.follow = resting
+            with pytest.raises(UnavailableError, match="small waits: SpaceError: the disk is full"):
+                await asyncio.wait_for(follow(), 30)
