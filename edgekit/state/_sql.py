@@ -173,6 +173,18 @@ def put_all(
         connection.execute(upsert, [{**row, **on_insert} for row in rows])
 
 
+def put_new(connection: sa.Connection, table: sa.Table, key: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows where there are none with their keys, so that they can be locked; others stay as they are.
+
+    Two transactions cannot lock a row that is not there: both would read nothing, and the second would overwrite.
+    """
+    put_all(connection, table, key, rows, only_if=_never)
+
+
+def _never(row: Any) -> sa.ColumnElement[bool]:
+    return sa.false()
+
+
 @functools.lru_cache(maxsize=256)  # building a statement takes longer than running it
 def _upsert(
     dialect: str,

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from edgekit.bounds import MAX_INTEGER
 from edgekit.errors import DataError
-from edgekit.state._sql import FleetTable, put, to_json
+from edgekit.state._sql import FleetTable, put, put_new, to_json
 from edgekit.state.devices import read_report
 from edgekit.state.tables import assignments, devices, reports
 from edgekit.trust.assignment import Entry
@@ -169,7 +169,12 @@ def assign(
         DataError: the stored entries cannot be read; nothing was changed.
     """
     where = sa.and_(assignments.c.fleet == fleet, assignments.c.device == device)
-    row = connection.execute(sa.select(assignments).where(where).with_for_update()).mappings().first()
+    locked = sa.select(assignments).where(where).with_for_update()
+    row = connection.execute(locked).mappings().first()
+    if row is None and connection.dialect.name == "postgresql":  # SQLite's writers take turns
+        empty = {"version": 0, "entries": "{}", "uninstall": "[]", "expires": 0.0, "published": 0}
+        put_new(connection, assignments, ("fleet", "device"), [{"fleet": fleet, "device": device, **empty}])
+        row = connection.execute(locked).mappings().first()
     entries = _entries(row["entries"], device) if row is not None else {}
     removed = set(_names(row["uninstall"], device)) if row is not None else set()
     previous = entries.pop(model, None)

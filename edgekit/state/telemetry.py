@@ -14,7 +14,7 @@ from edgekit.health.alarms import Baseline, Finding, judge_hour
 from edgekit.mqtt.messages import Event, Telemetry
 from edgekit.sketches.signals import MAX_SKETCHES, parse_signal
 from edgekit.sketches.sketch import Sketch, sketch_fault
-from edgekit.state._sql import FleetTable, put_all, to_json, untrusted_json, untrusted_text
+from edgekit.state._sql import FleetTable, put_all, put_new, to_json, untrusted_json, untrusted_text
 from edgekit.state.alarms import forget_ended, keep_held, release
 from edgekit.state.devices import insert_event
 from edgekit.state.drift import is_drift
@@ -116,14 +116,13 @@ class TelemetryTable(FleetTable):
     def _marks(self, connection: sa.Connection, names: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Session and number of the last message of each device, locked against other controllers.
 
-        A device without a row gets one first: two controllers could not lock a row that is not there, and would both
-        add its first message.
+        A device without a row gets one first.
         """
         marks = self._locked(connection, names)
         if missing := sorted(set(names) - marks.keys()):
             new = {"session": 0, "number": 0, "baselines": "{}"}
             rows = [{"fleet": self._fleet, "device": name, **new} for name in missing]
-            put_all(connection, telemetry_marks, ("fleet", "device"), rows, only_if=_never)
+            put_new(connection, telemetry_marks, ("fleet", "device"), rows)
             marks |= self._locked(connection, missing)
         return marks
 
@@ -236,10 +235,6 @@ class TelemetryTable(FleetTable):
 def _newer(row: Any) -> sa.ColumnElement[bool]:
     same = telemetry_marks.c.session == row.session
     return sa.or_(telemetry_marks.c.session < row.session, sa.and_(same, telemetry_marks.c.number < row.number))
-
-
-def _never(row: Any) -> sa.ColumnElement[bool]:
-    return sa.false()
 
 
 def check_telemetry(telemetry: Telemetry) -> CheckedTelemetry:

@@ -20,6 +20,7 @@ from edgekit.rollout.cohort import Cohort, Device
 from edgekit.rollout.plan import RolloutPlan, Wave
 from edgekit.rollout.values import Aborted, DeviceState, Paused, Resumed, RolloutState
 from edgekit.state import Work, open_fleet_state
+from edgekit.state.assignments import assign
 from edgekit.state.report_writer import check_report
 from edgekit.state.tables import MIGRATIONS, metadata, migration_config, open_database
 from edgekit.trust.assignment import Entry
@@ -90,6 +91,33 @@ def test_of_two_operators_who_start_a_rollout_at_once_one_is_refused(url):
     assert len(one.rollouts.active()) == 10
     one.close()
     other.close()
+
+
+def test_the_first_assignments_of_a_device_by_two_processes_are_both_kept(url):
+    """Of two models at once, where there is no row yet that the first could lock."""
+    states = [open_fleet_state(url, "f") for _ in range(2)]
+    barrier, faults = threading.Barrier(2), []
+
+    def assign_all(state, model):
+        for number in range(10):
+            barrier.wait(60)
+            try:
+                with state.assignments._writing() as connection:
+                    assign(connection, "f", f"d-{number}", model, entry())
+            except Exception as error:
+                faults.append(error)
+
+    threads = [threading.Thread(target=assign_all, args=pair) for pair in zip(states, ("one", "two"), strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert faults == []
+    for stored in states[0].assignments.all():
+        assert sorted(stored.entries) == ["one", "two"]
+        assert stored.version == 2
+    for state in states:
+        state.close()
 
 
 # --- migrations
