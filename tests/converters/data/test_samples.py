@@ -34,14 +34,53 @@ def test_wrong_shape_shows_both_shapes(tmp_path):
 
 
 def test_wrong_dtype_shows_both(tmp_path):
-    """uint8 images for a float model: both dtypes are shown."""
-    with pytest.raises(DataError, match=r"dtype is uint8, expected float32"):
+    """uint8 images for a float model: both dtypes are shown, and how to save them."""
+    with pytest.raises(DataError, match=r"dtype is uint8, expected float32") as caught:
         load_samples(data(tmp_path / "d.npz", x=np.zeros((3, 4, 4, 1), np.uint8)), [IMAGE])
+    assert "x / 255" in caught.value.advice
+
+
+TOKENS = {kind: TensorSpec("ids", DType(kind), (None, 3)) for kind in ("int32", "int64", "uint8", "bool")}
+
+
+@pytest.mark.parametrize(
+    ("spec", "value"),
+    [
+        (IMAGE, images(4).astype(np.float64) + 1e-12),
+        (IMAGE, images(4).astype(np.float16)),
+        (TOKENS["int64"], np.full((4, 3), -7, np.int32)),
+        (TOKENS["int32"], np.full((4, 3), 30521, np.int64)),
+        (TOKENS["uint8"], np.full((4, 3), 255, np.int64)),
+        (TOKENS["bool"], np.eye(4, 3, dtype=np.int64)),
+        (TOKENS["int64"], np.eye(4, 3, dtype=bool)),
+    ],
+)
+def test_numbers_in_another_type_are_taken(tmp_path, spec, value):
+    """float64 of numpy, int64 of tokenizers: the same numbers in the model's type."""
+    found = load_samples(data(tmp_path / "d.npz", x=value), [spec]).inputs[spec.name]
+    assert found.dtype == spec.dtype.numpy
+    np.testing.assert_allclose(found.astype(np.float64), value.astype(np.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "advice"),
+    [
+        (TOKENS["int32"], np.full((4, 3), 2**31, np.int64), "2147483648, which int32 cannot hold"),
+        (TOKENS["uint8"], np.full((4, 3), -1, np.int64), "-1 to -1, which uint8 cannot hold"),
+        (IMAGE, np.full((4, 4, 4, 1), 1e39), "which float32 cannot hold"),
+        (TOKENS["int64"], np.ones((4, 3), np.float32), ""),
+    ],
+)
+def test_numbers_that_the_type_cannot_hold_are_refused(tmp_path, spec, value, advice):
+    """Nothing wraps around, becomes infinite or is cut off."""
+    with pytest.raises(DataError, match=f"dtype is {value.dtype}") as caught:
+        load_samples(data(tmp_path / "d.npz", x=value), [spec])
+    assert advice in caught.value.advice
 
 
 def test_all_faults_are_told_at_once(tmp_path):
     """Two wrong inputs give one error that names both."""
-    file = data(tmp_path / "d.npz", image=np.zeros((3, 5)), mask=np.zeros((3, 9), np.float32))
+    file = data(tmp_path / "d.npz", image=np.zeros((3, 5), np.int64), mask=np.zeros((3, 9), np.float32))
     with pytest.raises(DataError) as caught:
         load_samples(file, [IMAGE, MASK])
     assert "image: dtype" in str(caught.value)
