@@ -94,7 +94,7 @@ def sound(rng: np.random.Generator, rows: int) -> Arrays:
     return {"input": (sum(tones) + rng.normal(0, 0.02, (rows, 576))).astype(np.float32), "sr": np.array(16000)}
 
 
-def tokens(length: int, vocabulary: int, *, masked: bool, dtype: type = np.int32) -> Any:
+def tokens(length: int, vocabulary: int, *, masked: bool, dtype: type[np.integer] = np.int32) -> Any:
     """Sentences of different lengths: token ids, and the mask where the model has one."""
 
     def make(rng: np.random.Generator, rows: int) -> Arrays:

@@ -85,6 +85,11 @@ class Graph:
         model.metadata_props.extend(kept)
         return Graph(model)
 
+    def with_notes(self, notes: tuple[str, ...]) -> Graph:
+        """The same graph with notes before its own; this graph where there are none."""
+        found = self.interface
+        return self.with_interface(msgspec.structs.replace(found, notes=(*notes, *found.notes))) if notes else self
+
     @property
     def logical_inputs(self) -> tuple[TensorSpec, ...]:
         """The source's inputs as clients see them, in the source's layout, fixed and unread ones too."""

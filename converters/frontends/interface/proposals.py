@@ -11,12 +11,9 @@ import onnx
 from converters.frontends.interface.axes import BatchAxes, Dims, evaluated, likely_batches
 from converters.frontends.interface.protobuf import copy_of, dims_of, dtype_of, inputs_of, set_dims
 from converters.frontends.interface.trial import opened, plausible_row
+from converters.frontends.likely_sizes import kind_of, likely_sizes
 from edgekit.errors import EdgekitError, ModelFormatError
 
-PICTURE_SIZES = (640, 224, 320, 256, 512, 299, 96, 64, 32)
-TEXT_HEIGHTS, TEXT_WIDTH = (48, 32, 64), 320
-SOUND_SIZES = (16000, 512, 576, 1600, 8000)
-OTHER_SIZES = (128, 64, 32, 16, 100, 1)
 MOST_TRIALS = 24
 
 Place = tuple[str, int]  # an input and one of its axes
@@ -71,27 +68,13 @@ def propose(model: onnx.ModelProto, values: Mapping[str, Any], free: Mapping[str
 def _candidates(
     model: onnx.ModelProto, values: Mapping[str, Any], free: Mapping[str, list[int]]
 ) -> Iterator[dict[Place, int]]:
-    """Combinations of sensible sizes; axes of one kind get the same size."""
-    kinds = {(name, index): _kind(values[name], index) for name, axes in free.items() for index in axes}
-    pictures = [place for place, kind in kinds.items() if kind == "picture"]
-    maps = any(len(dims_of(value)) > 2 for value in model.graph.output)  # not scores of classes only
-    sizes = {"picture": PICTURE_SIZES if maps else PICTURE_SIZES[1:], "sound": SOUND_SIZES, "other": OTHER_SIZES}
-    first = {place: sizes[kind][0] for place, kind in kinds.items()}
-    yield first
-    if len(pictures) == 2:  # lines of text are lower than wide
-        for low in TEXT_HEIGHTS:
-            yield {**first, pictures[0]: low, pictures[1]: TEXT_WIDTH}
-    for step in range(1, max(map(len, sizes.values()))):
-        yield {place: sizes[kind][min(step, len(sizes[kind]) - 1)] for place, kind in kinds.items()}
-
-
-def _kind(value: Any, index: int) -> str:
-    """``picture``, ``sound`` or ``other``: what a free axis probably counts."""
-    dims = dims_of(value)
-    if len(dims) == 4 and index > 0:
-        return "picture"
-    last = index == len(dims) - 1
-    return "sound" if last and len(dims) in (2, 3) and dtype_of(value).numpy.kind == "f" else "other"
+    """Combinations of sensible sizes for the free axes."""
+    kinds = {
+        (name, index): kind_of(len(dims_of(values[name])), index, floats=dtype_of(values[name]).numpy.kind == "f")
+        for name, axes in free.items()
+        for index in axes
+    }
+    return likely_sizes(kinds, maps=any(len(dims_of(value)) > 2 for value in model.graph.output))
 
 
 def refusal(

@@ -11,7 +11,7 @@ from converters.framework_process import TensorFlowProcess
 from converters.frontends.onnx import canonical
 from converters.frontends.onnx.floats import precision_of
 from converters.frontends.opaque import opaque_graph
-from converters.frontends.row_sizes import row_sizes
+from converters.frontends.row_sizes import rows_of
 from converters.frontends.source import Source, answers_of, direct_of
 from converters.frontends.tensorflow.source_file import SourceFile
 from converters.graph.graph import Graph
@@ -57,7 +57,7 @@ def _opaque(file: SourceFile, process: TensorFlowProcess, stated: Stated, why: U
         UnsupportedOpError: LiteRT lacks an operator too.
     """
     inputs, outputs = process.call("described", source=file)
-    shapes = {name: row_sizes(file.path, name, sizes, list(inputs), stated) for name, sizes in inputs.items()}
+    shapes, notes = rows_of(file.path, inputs, stated, dict.fromkeys(inputs, True), maps=True)
     try:
         lowered: Lowered = process.call("direct", source=file, shapes=shapes, outputs=outputs)
     except ConversionError as error:
@@ -67,4 +67,4 @@ def _opaque(file: SourceFile, process: TensorFlowProcess, stated: Stated, why: U
             backend=f"any target: it has no ONNX form, and by the direct route {error}",
             advice="Replace the layer, or save the model from the next layer on and compute this one before the model.",
         ) from error
-    return opaque_graph(lowered.data, list(shapes), outputs, why, file.path, stated)
+    return opaque_graph(lowered.data, list(shapes), outputs, why, file.path, stated).with_notes(notes)

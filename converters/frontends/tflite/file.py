@@ -13,7 +13,7 @@ from converters.backends.tflite.reader import TYPES, buffer_content, operator_na
 from converters.backends.tflite.strip import packed
 from converters.foreign_text import plain_text
 from converters.frontends.refusals import changes_state, quantized, text_input
-from converters.frontends.row_sizes import row_sizes
+from converters.frontends.row_sizes import rows_of
 from converters.graph.stated import Stated
 from edgekit.errors import ConversionError, ModelFormatError, UnsupportedOpError
 
@@ -23,8 +23,8 @@ STATEFUL = ("VAR_HANDLE", "ASSIGN_VARIABLE", "CALL_ONCE")
 BUILT_IN = ("TFLite_Detection_PostProcess",)  # LiteRT itself has these custom operators
 
 
-def settled_tflite(path: Path, stated: Stated) -> bytes:
-    """The file with a batch of 1 and fixed sizes, and without operators that only widen weights.
+def settled_tflite(path: Path, stated: Stated) -> tuple[bytes, tuple[str, ...]]:
+    """The file with a batch of 1 and fixed sizes, without operators that only widen weights; and notes.
 
     Args:
         path: The file.
@@ -48,10 +48,10 @@ def settled_tflite(path: Path, stated: Stated) -> bytes:
     _refuse_operators(path, model)
     _own_buffers(model, data)
     changed |= _widen_halves(model, data)
+    notes: tuple[str, ...] = ()
     if _is_free(model):
-        _fix_sizes(path, model, data, stated)
-        changed = True
-    return packed(model, len(data)) if changed else data
+        notes, changed = _fix_sizes(path, model, data, stated), True
+    return packed(model, len(data)) if changed else data, notes
 
 
 def _name_tensors(model: Any) -> bool:
@@ -137,22 +137,36 @@ def _is_free(model: Any) -> bool:
     )
 
 
-def _fix_sizes(path: Path, model: Any, data: bytes, stated: Stated) -> None:
-    """Give every tensor the sizes that it has for a batch of 1 and the sizes in `stated`."""
+def _fix_sizes(path: Path, model: Any, data: bytes, stated: Stated) -> tuple[str, ...]:
+    """Give every tensor the sizes that it has for a batch of 1 and the sizes in `stated`. Returns notes."""
     main = model.subgraphs[0]
     interpreter = Interpreter(
         model_content=data, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     )
-    inputs = _input_names(model)
-    for name, index in inputs.items():
-        sizes = row_sizes(str(path), name, _axes(main.tensors[index]), list(inputs), stated)
-        interpreter.resize_tensor_input(index, sizes)
-    try:
+    places = _input_names(model)
+    inputs = {name: _axes(main.tensors[index]) for name, index in places.items()}
+    floats = {name: TYPES[main.tensors[index].type].startswith("float") for name, index in places.items()}
+
+    def run(rows: dict[str, list[int]]) -> None:
+        for name, sizes in rows.items():
+            interpreter.resize_tensor_input(places[name], sizes)
         interpreter.allocate_tensors()
         interpreter.invoke()  # sizes that are computed are known only after a run
+
+    def runs(rows: dict[str, list[int]]) -> bool:
+        try:
+            run(rows)
+        except (RuntimeError, ValueError):
+            return False
+        return True
+
+    maps = any(len(_axes(main.tensors[index])) > 2 for index in main.outputs)
+    rows, notes = rows_of(str(path), inputs, stated, floats, runs, maps=maps)
+    try:
+        run(rows)
     except (RuntimeError, ValueError) as error:
         raise ModelFormatError(
-            f"{path} does not run with these sizes of its inputs: {plain_text(error)}",
+            f"{path} does not run with these sizes of its inputs: {_named(rows)}: {plain_text(error)}",
             advice="Give other sizes with --input-shape NAME=SIZE,SIZE,...",
         ) from error
     for detail in interpreter.get_tensor_details():
@@ -162,6 +176,11 @@ def _fix_sizes(path: Path, model: Any, data: bytes, stated: Stated) -> None:
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             tensor.shapeSignature = None
+    return notes
+
+
+def _named(rows: dict[str, list[int]]) -> str:
+    return ", ".join(f"{name} {sizes}" for name, sizes in rows.items())
 
 
 def _input_names(model: Any) -> dict[str, int]:

@@ -31,10 +31,10 @@ def load_tflite(path: Path, digest: str, stated: Stated) -> Source:
         ModelFormatError: As `settled_tflite` and `canonical`.
         UnsupportedOpError: It has a custom operator.
     """
-    data = settled_tflite(path, stated)
+    data, notes = settled_tflite(path, stated)
     with _written(data) as file:
         inputs, outputs = names_of(file, path)
-    graph = _graph(path, data, inputs, outputs, stated)
+    graph = _graph(path, data, inputs, outputs, stated).with_notes(notes)
 
     def direct(inputs: Sequence[str], outputs: Sequence[str]) -> Lowered:
         return direct_tflite(data, inputs, outputs)

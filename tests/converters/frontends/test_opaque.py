@@ -45,6 +45,9 @@ class Net(tf.Module):
     @tf.function(input_signature=[spec(None, None, None, 1, name="image")])
     def picture(self, image):
         return {"means": tf.reduce_mean(tf.nn.conv2d(image, self.k, 1, "SAME"), axis=[1, 2])}
+    @tf.function(input_signature=[spec(None, None, name="wave")])
+    def windows(self, wave):
+        return {"levels": tf.reduce_max(tf.reshape(wave, (1, -1, 576)), axis=2)}
     @tf.function(input_signature=[spec(1, 4, name="x")])
     def remember(self, x):
         self.count.assign(self.count * 0.5 + x)
@@ -71,6 +74,7 @@ net = Net()
 write("spectrum", net.spectrum)
 write("loop", net.loop)
 write("picture", net.picture)
+write("windows", net.windows)
 write("half", net.picture, "half")
 write("int8", net.picture, "int8")
 write("remember", net.remember)
@@ -157,13 +161,24 @@ def test_free_sizes_are_asked_for_and_taken(folder, child):
     """A file with free height and width is not read as 1x1; --input-shape gives the sizes."""
     with pytest.raises(ModelFormatError, match=r"\[\?, \?, \?, 1\]") as caught:
         load_model(folder / "picture.tflite", child)
-    assert "--input-shape image=1,320,320,1" in caught.value.advice
+    assert "--input-shape image=1,224,224,1" in caught.value.advice
+    shown = load_model(folder / "picture.tflite", child, Stated(propose=True)).graph
+    assert shown.interface.notes == ("free axes are shown with proposed sizes: --input-shape image=1,224,224,1",)
     source = load_model(folder / "picture.tflite", child, Stated({"image": (1, 8, 6, 1)}))
     assert source.graph.inputs[0].shape == (1, 8, 6, 1)
     given = {"image": rows(2, 8, 6, 1)}
     np.testing.assert_allclose(source.graph.run(given)["means"], source.answers(given)["means"], atol=1e-5)
     with pytest.raises(SettingsError, match="--input-shape gives image"):
         load_model(folder / "picture.tflite", child, Stated({"image": (1, 8, 6, 3)}))
+
+
+def test_the_proposed_sizes_are_some_that_run(folder, child):
+    """A second of sound does not fit windows of 576 samples, and one window does."""
+    with pytest.raises(ModelFormatError, match=r"\[\?, \?\]") as caught:
+        load_model(folder / "windows.tflite", child)
+    assert "--input-shape wave=1,576;" in caught.value.advice
+    with pytest.raises(ModelFormatError, match=r"does not run with these sizes of its inputs: wave \[1, 7\]"):
+        load_model(folder / "windows.tflite", child, Stated({"wave": (1, 7)}))
 
 
 def test_weights_in_half_precision_become_float32(folder, child):
