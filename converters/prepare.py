@@ -204,6 +204,7 @@ def _evidence(
         decision=output if task.kind == "classification" and task.output == output else "",
         ignored=plan.ignore_outputs,
         noise=noise,
+        rows=graph.rows_at_once(),
     )
     for one in evidence.judged:  # so that labels that do not fit are reported before minutes of work
         _float_value(evidence, one)

@@ -53,12 +53,6 @@ class PackedContext(msgspec.Struct, frozen=True):
     pruned: tuple[Array, ...]
     folder: str
 
-    @property
-    def bytes(self) -> int:
-        """Memory of the graphs and samples, in bytes."""
-        samples = self.samples.inputs.values() if self.samples else ()
-        return sum(array.nbytes for array in (self.graph, self.fixed, *self.pruned, *samples))
-
 
 class ConversionContext:
     """The state that all backends of one conversion share. Slow parts are computed once, when they are first needed.
@@ -119,6 +113,13 @@ class ConversionContext:
     def direct(self) -> DirectFile | None:
         """The file of the direct route; None where there is none."""
         return self._direct
+
+    @property
+    def copied_bytes(self) -> int:
+        """Memory of the graphs and samples that a copy holds, in bytes."""
+        samples = self._given.inputs.values() if self._given else ()
+        graphs = (self.graph, self.fixed, *(self.bases.dead_pair or ()))
+        return sum(int(one.model.ByteSize()) for one in graphs) + sum(array.nbytes for array in samples)
 
     def use_direct(self, direct: DirectFile | None) -> None:
         """Use `direct` as the float file of recipes that take the direct route; None removes it."""

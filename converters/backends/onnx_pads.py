@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def unmerged_pads(graph: Graph) -> Graph:
     return Graph(model)
 
 
-def _merged(graph: Graph, node: Any, constants: dict[str, Any]) -> bool:
+def _merged(graph: Graph, node: Any, constants: Mapping[str, Any]) -> bool:
     """True for a Pad with zeros that only a MaxPool reads."""
     readers = [reader.op_type for reader in graph.consumers(node.output[0])]
     if readers != ["MaxPool"] or attributes(node).get("mode", "constant") != "constant" or len(node.input) > 3:

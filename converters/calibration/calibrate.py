@@ -133,7 +133,8 @@ def tensor_values(graph: Graph, samples: Samples) -> Iterator[dict[str, Array]]:
     runtime = OnnxRuntime(model.SerializeToString(), threads=1)
     # In order of execution, so that a fault is reported at the tensor where it begins.
     order = [*(spec.name for spec in graph.inputs), *(name for node in graph.nodes for name in node.output)]
-    rows = CALIBRATION_CHUNK_ROWS if graph.free_batch else 1
+    del model
+    rows = graph.rows_at_once(CALIBRATION_CHUNK_ROWS, order)
     try:
         for start in range(0, len(samples), rows):
             inputs = samples.take(slice(start, start + rows)).inputs

@@ -22,7 +22,7 @@ from converters.cost.operations.operation import Operation
 from converters.cost.overhead import NONE, Overhead
 from converters.data.samples import Samples
 from converters.data.stateful import answers_to
-from converters.graph.graph import Graph
+from converters.graph.graph import CHUNK_ROWS, Graph
 from converters.quality import parity
 from converters.quality.divergence import divergence
 from converters.quality.measured import Budget, Measured
@@ -37,7 +37,6 @@ from edgekit.errors import ConversionError, EdgekitError, RuntimeLoadError, Unsu
 from edgekit.runtimes import LITERT, LogicalRuntime, open_runtime
 from edgekit.tensors import Array
 
-CHUNK_ROWS = 64
 RELATIVE = {"float32": parity.FLOAT32_RELATIVE, "float16": parity.FLOAT16_RELATIVE}
 NOISY_ROWS = 32  # rows whose own noise is measured, where they are beyond the usual limits
 HOST_PROVIDERS = ("CPUExecutionProvider",)
@@ -190,14 +189,14 @@ def open_artifact(artifact: Artifact, folder: Path) -> LogicalRuntime:
     return open_runtime(manifest, folder, providers=HOST_PROVIDERS)
 
 
-def run_in_streams(runtime: LogicalRuntime, samples: Samples) -> dict[str, Array]:
+def run_in_streams(runtime: LogicalRuntime, samples: Samples, rows: int = CHUNK_ROWS) -> dict[str, Array]:
     """Answers to samples, without state; a model with state runs each stream from the zero state."""
-    return answers_to(functools.partial(run_rows, runtime), samples)
+    return answers_to(functools.partial(run_rows, runtime, rows=rows), samples)
 
 
-def run_rows(runtime: LogicalRuntime, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Answers (N, ...) to samples `inputs` (N, ...) in chunks that bound memory."""
-    return run_samples(runtime.run, runtime.inputs, runtime.outputs, inputs, rows=CHUNK_ROWS)
+def run_rows(runtime: LogicalRuntime, inputs: Mapping[str, Array], rows: int = CHUNK_ROWS) -> dict[str, Array]:
+    """Answers (N, ...) to samples `inputs` (N, ...), `rows` at once."""
+    return run_samples(runtime.run, runtime.inputs, runtime.outputs, inputs, rows=rows)
 
 
 def _single_calls(
@@ -223,9 +222,12 @@ def _answers(
 ) -> tuple[tuple[dict[str, Array], dict[str, Array]], str]:
     runtime = open_artifact(artifact, folder)
     try:
-        proof = run_in_streams(runtime, evidence.proof)
+        proof = run_in_streams(runtime, evidence.proof, evidence.rows)
         one_split = evidence.choice is evidence.proof
-        return (proof if one_split else run_in_streams(runtime, evidence.choice), proof), runtime.provider
+        return (
+            proof if one_split else run_in_streams(runtime, evidence.choice, evidence.rows),
+            proof,
+        ), runtime.provider
     finally:
         runtime.close()
 

@@ -231,7 +231,7 @@ def _require_parity(context: ConversionContext, evidence: Evidence, profile: Tar
     expected = {name: value[rows] for name, value in evidence.choice_answers.items()}
     runtime = open_artifact(artifact, context.folder / "direct")
     try:
-        answers = run_rows(runtime, evidence.choice.take(rows).inputs)
+        answers = run_rows(runtime, evidence.choice.take(rows).inputs, evidence.rows)
     finally:
         runtime.close()
     limits = parity.tolerances(expected, parity.FLOAT32_RELATIVE, evidence.noise)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from converters.data.samples import Samples
+from converters.graph.graph import CHUNK_ROWS
 from converters.quality.drop import Judgement
 from converters.quality.judging import JudgedOutput, Split, Stratum, judge
 from converters.quality.metrics import Metric
@@ -24,6 +25,7 @@ class Evidence(msgspec.Struct, frozen=True):
         ignored: Names of outputs that the user excluded.
         strata: Classes and groups of the proof split; empty without data.
         noise: Noise of the float model by output (see `converters.quality.noise`).
+        rows: How many rows to run at once.
     """
 
     choice: Samples
@@ -36,6 +38,7 @@ class Evidence(msgspec.Struct, frozen=True):
     ignored: tuple[str, ...] = ()
     strata: tuple[Stratum, ...] = ()
     noise: dict[str, Array] = {}
+    rows: int = CHUNK_ROWS
 
     @property
     def metric(self) -> Metric | None:

@@ -57,7 +57,7 @@ class TaskContext:
         """Memory of graphs and samples, in bytes."""
         sets = (self.evidence.choice, self.evidence.proof)
         evidence = sum(array.nbytes for samples in sets for array in samples.inputs.values())
-        return self.context.packed().bytes + evidence
+        return self.context.copied_bytes + evidence
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (self._token, self.context.packed(), self.evidence, self.budget)

@@ -31,6 +31,7 @@ from converters.candidates.cpu_load import CpuLoad
 from converters.candidates.task_context import TaskContext
 from converters.machine import (
     free_memory_bytes,
+    keep_little_memory,
     memory_limit,
     processes_killed_for_memory,
     resident_bytes,
@@ -98,7 +99,7 @@ class TaskPool:
         if getattr(backend, "supports_sharedmem", False) or multiprocessing.current_process().daemon:
             self._jobs: int | None = 1  # quantizers are not thread-safe, and a daemon may have no children
         elif jobs is None and self._is_default:
-            self._jobs = None  # computed when it is first needed: counting memory needs the calibration
+            self._jobs = None  # computed when it is first needed: it needs the memory of the graphs
         else:
             self._jobs = int(backend.effective_n_jobs(backend.default_n_jobs if jobs is None else jobs))
 
@@ -256,6 +257,7 @@ def _initialize(parent: int, memory_bytes: int) -> None:
     It ends too where it uses more than `memory_bytes`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_little_memory()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -27,6 +27,7 @@ class TestSet(msgspec.Struct, frozen=True):
         output: Name of the output that the metric reads.
         labels: The values that the metric compares with (N, ...).
         value: The metric of the float model, in its own unit.
+        rows: How many rows to run at once.
     """
 
     samples: Samples
@@ -34,6 +35,7 @@ class TestSet(msgspec.Struct, frozen=True):
     output: str
     labels: Array
     value: float
+    rows: int
 
 
 def score_float_model(samples: Samples, graph: Graph, evidence: Evidence) -> TestSet:
@@ -46,7 +48,7 @@ def score_float_model(samples: Samples, graph: Graph, evidence: Evidence) -> Tes
     answers = answers_to(graph.run, samples)
     labels = JudgedOutput(evidence.output, metric).labels(samples.labels_of(evidence.output), answers)
     value = metric.value(score(metric, answers[evidence.output], labels))
-    return TestSet(samples, metric, evidence.output, labels, value)
+    return TestSet(samples, metric, evidence.output, labels, value, evidence.rows)
 
 
 def score_artifact(test_set: TestSet, artifact: Artifact, folder: Path) -> TestReport:
@@ -57,7 +59,7 @@ def score_artifact(test_set: TestSet, artifact: Artifact, folder: Path) -> TestR
     """
     runtime = open_artifact(artifact, folder)
     try:
-        answers = run_in_streams(runtime, test_set.samples)
+        answers = run_in_streams(runtime, test_set.samples, test_set.rows)
     finally:
         runtime.close()
     value = test_set.metric.value(score(test_set.metric, answers[test_set.output], test_set.labels))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper, shape_inference
+from onnx import helper, shape_inference
 
 from converters.cache import array_bytes
+from converters.graph.constants import Constants
 from converters.graph.interface import Interface, SourceInput
 from converters.graph.opaque import Opaque, opaque_of, run_opaque
 from edgekit.errors import ConversionError, ModelFormatError
@@ -22,7 +23,8 @@ from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array, DType, TensorSpec
 
 BATCH = "batch"
-CHUNK_ROWS = 64
+CHUNK_ROWS, CHUNK_BYTES = 64, 64 << 20  # of one run: rows, and bytes of tensors that live at the same time
+SHAPE_VALUES = 1024  # constants with more elements are no shapes
 INTERFACE = "edgekit.interface"  # key of the model's metadata with the source's interface
 _INTERFACES = msgspec.json.Decoder(Interface)
 
@@ -116,18 +118,9 @@ class Graph:
         return all(spec.shape[0] is None for spec in self.inputs)
 
     @cached_property
-    def constants(self) -> dict[str, Array]:
+    def constants(self) -> Constants:
         """Constant values by name: initializers and Constant nodes."""
-        values = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.model.graph.initializer}
-        for node in self.model.graph.node:
-            if node.op_type == "Constant":
-                for attribute in node.attribute:
-                    if attribute.name == "value":
-                        values[node.output[0]] = numpy_helper.to_array(attribute.t)
-                    elif attribute.name in ("value_float", "value_int", "value_floats", "value_ints"):
-                        kind = np.float32 if "float" in attribute.name else np.int64
-                        values[node.output[0]] = np.array(helper.get_attribute_value(attribute), dtype=kind)
-        return values
+        return Constants(self.model.graph)
 
     @cached_property
     def opaque(self) -> Opaque | None:
@@ -147,6 +140,12 @@ class Graph:
         if self.opaque is not None:
             return self.opaque.parameters
         return sum(value.size for value in self.constants.values() if value.dtype.kind == "f")
+
+    def compact(self) -> Graph:
+        """The same graph without the memory of what was removed from its model: a protobuf message never frees any."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        return Graph(model)
 
     def to_bytes(self) -> bytes:
         """The serialized model with its weights."""
@@ -170,10 +169,10 @@ class Graph:
     @cached_property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
         """The shape of every tensor that shape inference knows; None for an unknown size."""
-        inferred = shape_inference.infer_shapes(self.model, data_prop=True)
+        inferred = shape_inference.infer_shapes(_without_weights(self.model), data_prop=True)
         values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
         shapes = {value.name: _shape(value) for value in values if value.type.tensor_type.HasField("shape")}
-        return {**shapes, **{name: tuple(value.shape) for name, value in self.constants.items()}}
+        return {**shapes, **self.constants.shapes}
 
     @cached_property
     def macs(self) -> dict[str, int]:
@@ -210,9 +209,44 @@ class Graph:
             runtime.close()
         return joined(parts)
 
+    @cached_property
+    def live_bytes(self) -> int:
+        """The most bytes that a row's tensors take at one place of the graph; unknown sizes count as 1."""
+        last: dict[str, int] = {}
+        for place, node in enumerate(self.nodes):
+            for name in reads(node):
+                last[name] = place
+        sizes = self._bytes_of_row
+        live = {spec.name: sizes.get(spec.name, 0) for spec in self.inputs}
+        most = sum(live.values())
+        for place, node in enumerate(self.nodes):
+            live.update({name: sizes.get(name, 0) for name in node.output})
+            most = max(most, sum(live.values()))
+            live = {name: size for name, size in live.items() if last.get(name, -1) > place}
+        return most
+
+    @property
+    def _bytes_of_row(self) -> dict[str, int]:
+        """The bytes of each tensor but the constants, for one row."""
+        known = {name: shape for name, shape in self.shapes.items() if name not in self.constants}
+        return {name: 4 * math.prod(size or 1 for size in shape) for name, shape in known.items()}
+
+    def rows_at_once(self, most: int = CHUNK_ROWS, kept: Iterable[str] = ()) -> int:
+        """How many rows to run at once, so that their tensors fit into `CHUNK_BYTES`; at least one.
+
+        Args:
+            most: The largest number.
+            kept: Tensors that the caller gets beside the outputs.
+        """
+        if not self.free_batch or self.opaque is not None:
+            return 1
+        sizes = self._bytes_of_row
+        row = max(1, self.live_bytes, sum(sizes.get(name, 0) for name in kept))
+        return max(1, min(most, CHUNK_BYTES // row))
+
     def chunks(self, inputs: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
         """`inputs` (N, ...) in chunks that bound memory; single rows where the batch is fixed."""
-        rows, count = CHUNK_ROWS if self.free_batch else 1, len(next(iter(inputs.values())))
+        rows, count = self.rows_at_once(), len(next(iter(inputs.values())))
         for start in range(0, count, rows):
             yield {name: value[start : start + rows] for name, value in inputs.items()}
 
@@ -285,6 +319,29 @@ def attributes(node: Any) -> dict[str, Any]:
 def label(node: Any) -> str:
     """The label of a node: its name, or its first output where it has no name."""
     return str(node.name or node.output[0])
+
+
+def reads(node: Any) -> set[str]:
+    """Names of the tensors that `node` reads, also inside its subgraphs."""
+    names = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for body in [attribute.g, *attribute.graphs] if attribute.HasField("g") or attribute.graphs else ():
+            for inner in body.node:
+                names |= reads(inner)
+    return names
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model for shape inference, which reads small constants only."""
+    made = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = model.graph
+    made.graph.MergeFrom(onnx.GraphProto(name=graph.name, node=graph.node, input=graph.input, output=graph.output))
+    made.graph.value_info.extend(graph.value_info)
+    for tensor in graph.initializer:
+        small = math.prod(tensor.dims) <= SHAPE_VALUES
+        kept = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        made.graph.initializer.append(tensor if small else kept)
+    return made
 
 
 def _spec(value: Any) -> TensorSpec:

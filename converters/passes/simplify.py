@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 
 import onnx
@@ -30,6 +31,8 @@ class Simplify:
         except Exception as error:  # onnxslim raises bare Exceptions, for rare graphs; they need no simpler form
             _log.info("onnxslim cannot simplify this graph: %s: %s", type(error).__name__, error)
             return without_identities(graph)
+        finally:
+            gc.collect()  # onnxslim's graph refers to itself, and holds a copy of all weights
         del slim.graph.value_info[:]  # shapes are inferred on demand; in a file they only take space
         found = Graph(slim)
         if (found.inputs, found.outputs) != (graph.inputs, graph.outputs):

@@ -5,7 +5,6 @@ To run the graph from its inputs for every layer would take the square of the de
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converters.data.samples import Samples
-from converters.graph.graph import Graph, label
+from converters.graph.graph import Graph, label, reads
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array
 
@@ -141,38 +140,8 @@ def chunks_of(
         most: Take at most this many rows; None for as many as fit into memory.
         each: Largest number of rows in a chunk.
     """
-    fitting = max(least, MEMORY_BYTES // max(1, live_bytes(graph.with_batch(1))))
+    fitting = max(least, MEMORY_BYTES // max(1, graph.live_bytes))
     rows = min(len(samples), fitting, most or len(samples))
     each = max(1, min(each, rows // least)) if graph.free_batch else 1
     inputs = samples.inputs
     return [{name: value[at : at + each] for name, value in inputs.items()} for at in range(0, rows - each + 1, each)]
-
-
-def reads(node: Any) -> set[str]:
-    """Names of the tensors that `node` reads, also inside its subgraphs."""
-    names = {name for name in node.input if name}
-    for attribute in node.attribute:
-        for body in [attribute.g, *attribute.graphs] if attribute.HasField("g") or attribute.graphs else ():
-            for inner in body.node:
-                names |= reads(inner)
-    return names
-
-
-def live_bytes(graph: Graph) -> int:
-    """The most bytes that a row's tensors take at one place of `graph`; unknown sizes count as 1."""
-    last: dict[str, int] = {}
-    for place, node in enumerate(graph.nodes):
-        for name in reads(node):
-            last[name] = place
-    sizes = {
-        name: 4 * math.prod(size or 1 for size in shape)
-        for name, shape in graph.shapes.items()
-        if name not in graph.constants
-    }
-    live = {spec.name: sizes.get(spec.name, 0) for spec in graph.inputs}
-    most = sum(live.values())
-    for place, node in enumerate(graph.nodes):
-        live.update({name: sizes.get(name, 0) for name in node.output})
-        most = max(most, sum(live.values()))
-        live = {name: size for name, size in live.items() if last.get(name, -1) > place}
-    return most

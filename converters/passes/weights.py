@@ -175,6 +175,7 @@ def tensors_of_rows(graph: Graph, tensors: Collection[str], samples: Samples) ->
     made = dict.fromkeys(name for name in tensors if name not in samples.inputs)
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in made)
     runtime = OnnxRuntime(model.SerializeToString(), threads=1) if made else None
+    del model
     try:
         for row in range(len(samples)):
             inputs = {name: value[row : row + 1] for name, value in samples.inputs.items()}

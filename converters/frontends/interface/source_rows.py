@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from converters.graph.graph import CHUNK_ROWS, Graph, joined
+from converters.graph.graph import Graph, joined
 from converters.graph.interface import SourceInput
 from edgekit.bundle.sample_rows import from_layout, to_layout
 from edgekit.tensors import Array
@@ -29,7 +29,7 @@ def run_samples(graph: Graph, inputs: Mapping[str, Array], run: Run) -> dict[str
         ConversionError: The size of an output depends on the values of the inputs.
     """
     interface, count = graph.interface, len(next(iter(inputs.values())))
-    rows = CHUNK_ROWS if graph.free_batch and interface.by_rows else 1
+    rows = graph.rows_at_once() if interface.by_rows else 1
     parts: list[dict[str, Array]] = []
     for start in range(0, count, rows):
         size = min(rows, count - start)

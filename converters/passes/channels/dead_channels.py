@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from converters.data.samples import Samples
-from converters.graph.graph import CHUNK_ROWS, Graph, attributes, label
+from converters.graph.graph import Graph, attributes, label
 from converters.passes.channels.bounds import ChannelBounds
 from converters.passes.channels.groups import Channels, Read, without
 from converters.passes.channels.rules import channels_of
@@ -98,8 +98,9 @@ class DeadChannels:
         del model.graph.output[:]
         model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in axes)
         runtime = OnnxRuntime(model.SerializeToString(), threads=1)
+        del model
         sizes = self._channels.sizes
-        rows = CHUNK_ROWS if graph.free_batch and all(sizes[name][0] == 1 for name in axes) else 1
+        rows = graph.rows_at_once(kept=axes) if all(sizes[name][0] == 1 for name in axes) else 1
         try:
             for start in range(0, len(samples), rows):
                 part = samples.take(slice(start, start + rows))

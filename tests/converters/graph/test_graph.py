@@ -1,9 +1,10 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from converters.frontends.onnx import canonical, onnx_answers
+from converters.graph import graph as graph_module
 from converters.graph.graph import Graph
 from converters.passes import CANONICAL_PASSES, FoldBatchNorm, Simplify, run_pass
 from edgekit.errors import ConversionError
@@ -128,3 +129,31 @@ def test_a_pass_that_changes_the_interface_is_stopped():
     """The contract catches a pass that renames an output."""
     with pytest.raises(ConversionError, match="renames changed the interface"):
         run_pass(Renames(), graph())
+
+
+def test_rows_at_once_fit_into_memory(monkeypatch):
+    """Large tensors are run in fewer rows; a graph with a fixed batch takes one."""
+    graph = wide_graph()
+    assert graph.rows_at_once() == 64
+    monkeypatch.setattr(graph_module, "CHUNK_BYTES", 5 * graph.live_bytes)
+    assert graph.rows_at_once() == 5
+    assert graph.rows_at_once(3) == 3
+    assert graph.rows_at_once(kept=["h"] * 8) < 5
+    assert graph.with_batch(1).rows_at_once() == 1
+    x = np.random.default_rng(0).normal(size=(13, 4)).astype(np.float32)
+    np.testing.assert_allclose(graph.run({"x": x})["y"], np.maximum(x, 0) * 2, rtol=1e-6)
+
+
+def wide_graph():
+    nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Add", ["h", "h"], ["y"])]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
+    made = helper.make_graph(nodes, "wide", values[:1], values[1:])
+    return Graph(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=10))
+
+
+def test_a_compact_graph_computes_the_same():
+    """The copy has the same bytes, and is another message."""
+    graph = wide_graph()
+    compact = graph.compact()
+    assert compact.to_bytes() == graph.to_bytes()
+    assert compact.model is not graph.model

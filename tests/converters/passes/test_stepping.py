@@ -7,7 +7,7 @@ from onnx import helper
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
 from converters.passes import stepping
-from converters.passes.stepping import Stepper, chunks_of, live_bytes
+from converters.passes.stepping import Stepper, chunks_of
 from converters.passes.weights import dense_layers, tensors_of_rows, with_layer
 from tests.simulators.models import model_of
 
@@ -67,10 +67,10 @@ def test_a_step_back_changes_nothing(samples):
 def test_rows_are_fewer_where_values_are_large(samples, monkeypatch):
     """The values that are kept bound the rows, down to a least number; all rows fit for a small graph."""
     graph = branches()
-    assert live_bytes(graph) == 4 * 36 * 16  # a, d, e and y: the shape is a constant
+    assert graph.live_bytes == 4 * 36 * 16  # a, d, e and y: the shape is a constant
     assert len(chunks_of(graph, samples)) == 20
     assert len(chunks_of(graph, samples, most=7)) == 7
-    monkeypatch.setattr(stepping, "MEMORY_BYTES", 18 * live_bytes(graph))
+    monkeypatch.setattr(stepping, "MEMORY_BYTES", 18 * graph.live_bytes)
     assert len(chunks_of(graph, samples, least=16)) == 18
     monkeypatch.setattr(stepping, "MEMORY_BYTES", 1)
     assert len(chunks_of(graph, samples, least=16)) == 16
