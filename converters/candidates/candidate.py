@@ -224,10 +224,8 @@ def _answers(
     try:
         proof = run_in_streams(runtime, evidence.proof, evidence.rows)
         one_split = evidence.choice is evidence.proof
-        return (
-            proof if one_split else run_in_streams(runtime, evidence.choice, evidence.rows),
-            proof,
-        ), runtime.provider
+        choice = proof if one_split else run_in_streams(runtime, evidence.choice, evidence.rows)
+        return (choice, proof), runtime.provider
     finally:
         runtime.close()
 

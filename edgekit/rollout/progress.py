@@ -134,7 +134,8 @@ def rate_text(rollout: Rollout) -> str:
     plan = rollout.plan
     if not plan.per_hour or rollout.ended:
         return ""
-    return f"at most {wave_rate(plan.per_hour, plan.ramp, rollout.wave):g} devices an hour"
+    rate = wave_rate(plan.per_hour, plan.ramp, rollout.wave)
+    return f"at most {rate:g} {'device' if rate == 1 else 'devices'} an hour"
 
 
 def _seconds_of_rate(rollout: Rollout) -> float:

@@ -62,7 +62,7 @@ _OPTIONS = {
 _FIELDS = (
     ("waves", "Waves", "Sizes counted from the start, as shares or numbers of devices; the last one is 100%."),
     ("per_hour", "Devices an hour", "At most so many get the version within an hour, a tenth at once; 0 for no limit."),
-    ("ramp", "Ramp", "Each wave has the devices an hour of the one before it times this."),
+    ("ramp", "Ramp", "The devices an hour of each wave are those of the wave before it times this."),
     ("success_threshold", "Success threshold", "The next wave starts when this share of the current one succeeded."),
     (
         "error_threshold",
@@ -287,7 +287,7 @@ def _step(visit: Visit, step: int, values: dict[str, str]) -> Response:
 
 def _show(visit: Visit, step: int, values: dict[str, str], **shown: Any) -> Response:
     state = visit.operations.state
-    defaults = {name: getattr(DEFAULTS, name) for name in _NAMES[5:] if name not in (*_OPTIONAL, "consent")}
+    defaults = {name: _text(getattr(DEFAULTS, name)) for name in _NAMES[5:] if name not in (*_OPTIONAL, "consent")}
     filled = {"waves": ",".join(wave.text for wave in DEFAULTS.waves), **defaults, **values} if step == 3 else values
     base = {"fault": "", "advice": "", "releases": [], "groups": [], "total": 0, "matching": 0, "planned": None}
     if step == 2:
@@ -333,8 +333,13 @@ def _command(request: RolloutRequest) -> str:
     for name, option in _OPTIONS.items():
         value = getattr(request, name)
         if value != getattr(by_default, name):
-            words += [option, f"{value:.15g}" if isinstance(value, float) else str(value)]
+            words += [option, _text(value)]
     return shlex.join(words)
+
+
+def _text(value: object) -> str:
+    """A value as people type it: 600 and not 600.0."""
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _start(visit: Visit) -> Response:

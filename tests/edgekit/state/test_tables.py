@@ -141,6 +141,23 @@ def test_migrations_can_be_undone(url):
     open_database(url).dispose()
 
 
+def test_digests_of_an_earlier_rule_are_not_kept(url):
+    """Two devices with one old digest may differ in what the check of a rollout reads now, such as their memory."""
+    with contextlib.closing(open_fleet_state(url, "f")) as opened:
+        enroll(opened, "a")
+        opened.devices.save_report(reported(5), 1.0)
+    engine = open_database(url)
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        assert connection.execute(sa.text("SELECT traits FROM reports")).scalar_one()
+        command.downgrade(migration_config(connection), "0014")
+        connection.execute(sa.text("UPDATE reports SET traits = 'old'"))
+    engine.dispose()
+    engine = open_database(url)
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT traits FROM reports")).scalar_one() == ""
+    engine.dispose()
+
+
 def test_migrations_are_part_of_the_package():
     """The migration files are inside the package, so an installed edgekit finds them."""
     assert (MIGRATIONS / "env.py").is_file()

@@ -91,7 +91,9 @@ def test_a_rollout_starts_in_four_steps_without_a_script(fleet: WebFleet, client
     step3 = session.get("/rollouts/new?step=3&model=digits&version=1.1.0&filter=online").text
     assert "3 devices are selected" in step3
     link = "/rollouts/new?step=4&model=digits&version=1.1.0&filter=online&waves=1,100%25"
-    assert "edgekit rollout start digits 1.1.0 --waves 1,100% --filter online" in client.get(link).text
+    assert 'name="device_deadline_seconds" value="600"' in step3
+    for visitor in (client, session):  # an operator sees all conditions too, before the start
+        assert "edgekit rollout start digits 1.1.0 --waves 1,100% --filter online" in visitor.get(link).text
     link += "&gates=outcome+drop+<%3D+0.02,errors&soak_seconds=60&on_failure=return"
     command = "--gate &#39;outcome drop &lt;= 0.02&#39; --gate errors --soak 60 --on-failure return"
     assert command in client.get(link).text.replace("&#34;", "'")
