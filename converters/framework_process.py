@@ -27,7 +27,6 @@ from typing import Any, BinaryIO, TypeVar
 
 from converters.foreign_text import named
 from converters.machine import (
-    keep_little_memory,
     memory_limit,
     processes_killed_for_memory,
     resident_bytes,
@@ -301,7 +300,6 @@ def _answer(name: str, arguments: dict[str, Any]) -> tuple[str, Any]:
 def main() -> None:
     """Serve calls until the parent ends. Output of libraries to stdout goes to stderr, and so to the parent's log."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
-    keep_little_memory()
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _serve(sys.stdin.buffer, replies)

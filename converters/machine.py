@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LEAST_MEMORY = 2 << 30
-M_MMAP_THRESHOLD = -3  # of mallopt(3): larger blocks are mapped, and so returned when they are freed
-RETURNED_BYTES = 1 << 20
 
 
 def memory_bytes() -> int:
@@ -49,15 +47,6 @@ def return_memory() -> None:
     """Give freed memory back to the system. The C library of Linux keeps it otherwise: over 1 GB after a conversion."""
     with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def keep_little_memory() -> None:
-    """Let the C library of Linux give large blocks back to the system as soon as they are free.
-
-    Otherwise it raises the size of blocks that it gives back up to 32 MB, and keeps over 500 MB of freed weights.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such function
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
 
 
 def processes_killed_for_memory() -> int:

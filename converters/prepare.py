@@ -27,6 +27,7 @@ from converters.frontends import ONNX, Source, load_model
 from converters.graph.graph import Graph
 from converters.graph.state import state_hint, with_state
 from converters.graph.task import detect_task, named_classes, parse_task
+from converters.machine import return_memory
 from converters.noise import Noise
 from converters.plan import ConversionPlan
 from converters.progress import StepCallback
@@ -100,6 +101,7 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
     with step("simplify, with a parity check after each pass"):
         canonical = canonical_of(source, choice.take(slice(0, PARITY_ROWS)), prune=plan.prune != "none")
         graph = canonical.graph
+        return_memory()
     labels = split.proof.labels if split else None
     with step("answers of the float model"):
         answers = graph.run(choice.inputs)

@@ -125,7 +125,7 @@ def tensor_values(graph: Graph, samples: Samples) -> Iterator[dict[str, Array]]:
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     outputs = {value.name for value in model.graph.output}
-    for node in model.graph.node:
+    for node in graph.nodes:  # a node of the copy would keep its weights in memory
         if node.op_type != "Constant":
             model.graph.output.extend(
                 helper.make_empty_tensor_value_info(name) for name in node.output if name and name not in outputs

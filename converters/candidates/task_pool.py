@@ -31,7 +31,6 @@ from converters.candidates.cpu_load import CpuLoad
 from converters.candidates.task_context import TaskContext
 from converters.machine import (
     free_memory_bytes,
-    keep_little_memory,
     memory_limit,
     processes_killed_for_memory,
     resident_bytes,
@@ -257,7 +256,6 @@ def _initialize(parent: int, memory_bytes: int) -> None:
     It ends too where it uses more than `memory_bytes`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_little_memory()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -70,8 +70,9 @@ def run_pass(step: GraphPass, graph: Graph) -> PassResult:
         after = after.with_interface(graph.interface)  # some tools drop metadata, which holds the source's interface
     if not step.holds(after):
         raise ConversionError(f"pass {step.name} ran, but its postcondition does not hold for the new graph")
-    after = after.compact()
-    return PassResult(after, step.name, _digest(after) != before)
+    if _digest(after) == before:
+        return PassResult(graph, step.name, False)
+    return PassResult(after.compact(), step.name, True)
 
 
 def _digest(graph: Graph) -> bytes:

@@ -199,10 +199,8 @@ def convert(
     up_to_date = reports is not None
     if reports is None:
         with needs_extra("convert"):
-            from converters.machine import keep_little_memory
             from converters.plan import make_plan
 
-        keep_little_memory()
         plan = make_plan(model, options)
         if dry_run:
             _print_plan(plan, _read(plan), as_json)
