@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from converters.graph.interface import Number
+from converters.pruning.kept import LARGEST_SEED, check_pruning
 from converters.quality.order import AIMS
 from edgekit.bundle.manifest import NAME_PATTERN, VERSION
 from edgekit.bundle.recipe import Recipe
@@ -61,6 +62,7 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Raises:
         SettingsError: a value is out of its range.
+        RecipeError: the pruning of the recipe is not valid.
         ManifestError: the name or the version is not valid in a bundle.
     """
 
@@ -112,8 +114,10 @@ class ConversionOptions(msgspec.Struct, frozen=True, kw_only=True):
                     advice="Leave one of them out.",
                 )
         self._check_finetune()
-        if self.seed < 0:
-            raise SettingsError(f"seed is {self.seed}, expected 0 or more")
+        if self.recipe is not None:
+            check_pruning(self.recipe)
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise SettingsError(f"seed is {self.seed}, expected 0 to {LARGEST_SEED}")
         if not 0.5 <= self.confidence < 1.0:
             raise SettingsError(f"confidence is {self.confidence}, expected 0.5 or more and less than 1")
         drops = {"max_drop": self.max_drop, "max_drop_any_class": self.max_drop_any_class}

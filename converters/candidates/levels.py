@@ -12,8 +12,9 @@ from converters.backends import ConversionContext
 from converters.cache import CacheScope
 from converters.cost.estimate import estimate
 from converters.graph.graph import Graph
+from converters.passes.channels.dead_channels import layer_channels
 from converters.progress import StepCallback, no_step
-from converters.pruning.pruner import LEAST_ROWS, ChannelPruner, numbers_of, parameters
+from converters.pruning.pruner import LEAST_ROWS, ChannelPruner, parameters
 from converters.pruning.recovery import LOST, Recovered, Recovery, copies_in, labels_for
 from converters.report.channels import ChannelReport, CurvePoint, LayerWidth, RecoveryStep
 from edgekit.bundle.recipe import CHANNELS, OWN, WHOLE, Recipe
@@ -105,6 +106,11 @@ class Levels:
             return self._fault
 
     @property
+    def frozen(self) -> dict[str, str]:
+        """The reason why a layer keeps all its channels, by its name; empty where no layer was looked at."""
+        return self.pruner.frozen if self.obstacle in ("", FIXED) else {}
+
+    @property
     def fast(self) -> bool:
         """True where a level takes about a second, so that many can be made."""
         return sum(self._context.graph.macs.values()) * len(self._context.samples) < FAST_MACS
@@ -133,6 +139,18 @@ class Levels:
             variants = self._recovered.get(level.base, [level])
             found += variants if level.base == variants[0].base else [level, *variants]
         return found
+
+    def widths(self, recipe: Recipe, channels: Mapping[str, int]) -> tuple[LayerWidth, ...]:
+        """The layers that the pruning of `recipe` makes smaller, depthwise ones too; `channels` are the source's."""
+        if not recipe.lossy:
+            return ()
+        before = layer_channels(self._context.graph)
+        after = layer_channels(self._context.base_graph(self._context.graph, recipe))
+        return tuple(
+            LayerWidth(name, channels.get(name, before[name]), count)
+            for name, count in after.items()
+            if count < before[name]
+        )
 
     def at(self, share: float, profile: TargetProfile, aim: str, cheapest: Recipe) -> PruningLevel | None:
         """The level that leaves `share` of the bytes or of the cost; None where the graph cannot shrink so far.
@@ -257,7 +275,7 @@ class Levels:
             cheapest = min(lowered, key=lambda kind: estimate(self._context.fixed, profile, kind).value)
             level = self.at(share, profile, aim, cheapest)
         if level is None:
-            reasons = [] if obstacle else [f"{name}: {reason}" for name, reason in self.pruner.frozen.items()]
+            reasons = [f"{name}: {reason}" for name, reason in self.frozen.items()]
             raise ConversionError(
                 self._fault or obstacle or f"this model cannot shrink to {share:.0%} by pruning channels",
                 advice="; ".join(reasons[:5]) if reasons else "Give --data with real samples, or --prune auto.",
@@ -297,7 +315,7 @@ def channel_report(
     """
     obstacle = levels.obstacle
     if obstacle and not levels.made:
-        return ChannelReport(asked, note=obstacle)
+        return ChannelReport(asked, note=obstacle, frozen=levels.frozen)
     curve = tuple(
         CurvePoint(
             one.share,
@@ -309,9 +327,7 @@ def channel_report(
         )
         for one in levels.made
     )
-    kept = {name: len(numbers_of(text)) for name, text in chosen.kept or ()}
-    widths = tuple(LayerWidth(name, channels.get(name, count), count) for name, count in kept.items())
-    return ChannelReport(asked, curve, widths, levels.pruner.frozen, taken=chosen.recovery or ())
+    return ChannelReport(asked, curve, levels.widths(chosen, channels), levels.frozen, taken=chosen.recovery or ())
 
 
 def with_base(recipe: Recipe, base: Recipe) -> Recipe:

@@ -9,10 +9,15 @@ import numpy as np
 
 from converters.graph.graph import label
 from converters.passes.channels.groups import Channels
+from converters.pruning.kept import ranges_text
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
 LEAST_UNITS = 2  # a family with fewer units cannot lose any
+RECURRENT = ("GRU", "LSTM", "RNN")
+WEIGHTED = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
+UNITS_STAY = "it is recurrent, and its units depend on each other from step to step"  # reasons, as clauses
+NO_RULE = "there is no rule for the channels of such a layer"
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -54,12 +59,17 @@ def families_of(channels: Channels) -> list[Family]:
 
 def frozen_layers(channels: Channels) -> dict[str, str]:
     """The reason why a layer keeps all its channels, by the layer's name; without layers that can lose some."""
-    roots, frozen, nodes = channels.roots, channels.frozen(), channels.graph.nodes
+    roots, frozen, constants = channels.roots, channels.frozen(), channels.graph.constants
     reasons = {}
-    for number, ids in channels.made.items():
-        mine = [frozen.get(root) for root in roots[ids].tolist()]
-        if all(reason is not None for reason in mine):
-            reasons[label(nodes[number])] = str(mine[0])
+    for number, node in enumerate(channels.graph.nodes):
+        if number in channels.made:
+            mine = [frozen.get(root) for root in roots[channels.made[number]].tolist()]
+            if all(reason is not None for reason in mine):
+                reasons[label(node)] = str(mine[0])
+        elif node.op_type in RECURRENT:
+            reasons[label(node)] = UNITS_STAY
+        elif node.op_type in WEIGHTED and number not in channels.groups and any(x in constants for x in node.input[:2]):
+            reasons[label(node)] = NO_RULE
     return reasons
 
 
@@ -114,14 +124,3 @@ def removed_by_names(channels: Channels, kept: Mapping[str, Sequence[int]]) -> A
                 advice="Take the channels from a recipe that edgekit made, or leave the layer out.",
             )
     return removed
-
-
-def ranges_text(numbers: Sequence[int]) -> str:
-    """Rising numbers as text: ``0-3,7``."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][1] == number - 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)

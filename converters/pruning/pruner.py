@@ -22,6 +22,7 @@ from converters.pruning.families import (
     removed_by_names,
     removed_channels,
 )
+from converters.pruning.kept import numbers_by_layer
 from converters.pruning.ranking import Ranking, compensated, rank
 from converters.pruning.refit import FOLDS, LayerFit, refit
 from converters.quality.divergence import divergence
@@ -126,9 +127,10 @@ class ChannelPruner:
         """The graph whose layers keep `kept`, with all later layers fitted to the original.
 
         Raises:
+            RecipeError: `kept` is not valid.
             ConversionError: The layers or channels do not fit the graph.
         """
-        removed = removed_by_names(self.channels, {name: numbers_of(text) for name, text in kept})
+        removed = removed_by_names(self.channels, numbers_by_layer(kept))
         with threadpool_limits(1):
             made = refit(self.channels, removed, without(self.channels, removed), self._chunks, self.seed)
             expected = {name: value[: len(made.answers[name])] for name, value in self._expected.items()}
@@ -197,15 +199,6 @@ class ChannelPruner:
 def _energies(costs: Array) -> dict[int, float]:
     counts = sorted({round(ratio * len(costs)) for ratio in RATIOS} - {0})
     return {count: float(costs[count - 1]) for count in counts}
-
-
-def numbers_of(text: str) -> list[int]:
-    """The numbers of ``0-3,7``. Raises ValueError where the text has another form."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers
 
 
 def parameters(graph: Graph) -> float:

@@ -23,7 +23,8 @@ from converters.passes.stepping import chunks_of
 from converters.passes.weights import with_constants
 from converters.pruning.augmentation import kinds_for, with_copies
 from converters.pruning.families import removed_by_names
-from converters.pruning.pruner import ChannelPruner, numbers_of
+from converters.pruning.kept import numbers_by_layer
+from converters.pruning.pruner import ChannelPruner
 from converters.pruning.refit import FOLDS, refit
 from converters.pruning.teaching import taught
 from converters.quality.divergence import are_logits, divergence
@@ -228,7 +229,7 @@ class Recovery:
         return Samples(with_copies(samples.inputs, copies, count, self._pruner.seed))
 
     def _removed(self, kept: Kept) -> Array:
-        return removed_by_names(self._pruner.channels, {name: numbers_of(text) for name, text in kept})
+        return removed_by_names(self._pruner.channels, numbers_by_layer(kept))
 
     def _lost(self, graph: Graph) -> float:
         return self._lost_on(graph, slice(None))

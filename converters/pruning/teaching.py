@@ -23,6 +23,8 @@ def taught(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The original model's answers (N, ...) by output, and its layers' outputs (N, ...) by the tensor in `pruned`.
 
+    Outputs of integers, such as an index of a class, have no gradient and are left out.
+
     Args:
         channels: The channels of the original graph.
         removed: The channels (n,), bool, that `pruned` lacks.
@@ -55,4 +57,4 @@ def taught(
         lanes = channels.lanes.get(node)
         kept = values[name] if lanes is None else np.compress(~removed[lanes.ids], values[name], axis=lanes.axis)
         layers[name] = kept
-    return {name: values[name] for name in outputs}, layers
+    return {name: values[name] for name in outputs if values[name].dtype.kind == "f"}, layers

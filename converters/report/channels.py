@@ -60,7 +60,7 @@ class ChannelReport(msgspec.Struct, frozen=True):
     Attributes:
         asked: ``auto`` or a share.
         curve: The levels that were made, the largest share first.
-        layers: Layers of the chosen artifact that lost channels; empty where it is not pruned.
+        layers: Layers of the chosen artifact that lost channels, depthwise ones too; empty where it is not pruned.
         frozen: Why a layer keeps all its channels, by its name.
         taken: The steps of recovery of the chosen artifact.
         note: Why there are no levels; empty where there are.
@@ -81,8 +81,9 @@ class ChannelReport(msgspec.Struct, frozen=True):
     @property
     def sentence(self) -> str:
         """The result as text for people."""
+        held = _counted(self.frozen, "layer keeps", "layers keep") + " all channels for reasons that the report gives."
         if self.note:
-            return self.note
+            return " ".join([self.note, *([held] if self.frozen else [])])
         if self.layers:
             before, after = (sum(getattr(layer, name) for layer in self.layers) for name in ("before", "after"))
             kept = f"{_counted(self.layers, 'layer keeps', 'layers keep')} {after} of {before} channels"
@@ -90,7 +91,6 @@ class ChannelReport(msgspec.Struct, frozen=True):
         else:
             text = "The chosen artifact keeps all channels that are not dead."
         tried = _counted(self.curve, "level of pruning was made.", "levels of pruning were made.")
-        held = _counted(self.frozen, "layer keeps", "layers keep") + " all channels for reasons that the report gives."
         return " ".join([text, *([tried] if self.curve else []), *([held] if self.frozen else [])])
 
     @property

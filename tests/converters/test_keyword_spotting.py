@@ -14,7 +14,8 @@ from converters.pipeline import run_plan
 from converters.plan import make_plan
 from converters.prepare import load_source
 from converters.pruning.families import removed_by_names
-from converters.pruning.pruner import ChannelPruner, numbers_of, parameters
+from converters.pruning.kept import numbers_of
+from converters.pruning.pruner import ChannelPruner, parameters
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.runtimes import open_runtime
 

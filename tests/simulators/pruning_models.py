@@ -216,6 +216,14 @@ def _up(net, x):
     return net.relu(net.op("ConvTranspose", [x, w, b], 6, **pads))
 
 
+def up_by_groups():
+    """A transposed convolution with groups, for which there is no rule, between two layers."""
+    net = Net(seed=3)
+    w = net.constant(net.rng.normal(0, 0.3, (8, 2, 3, 3)).astype(np.float32))
+    x = net.op("ConvTranspose", [net.relu(net.conv("x", 8)), w], 8, group=4, pads=[1] * 4)
+    return net, net.conv(net.relu(x), 3)
+
+
 def flattened(kind, *, turned=False):
     def make():
         net = Net(seed=4, size=4)

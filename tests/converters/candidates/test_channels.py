@@ -16,7 +16,8 @@ from converters.frontends.onnx import canonical
 from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan
-from converters.pruning.pruner import numbers_of
+from converters.pruning.families import NO_RULE
+from converters.pruning.kept import numbers_of
 from converters.report.report import parse_report
 from edgekit.bundle.golden import self_test
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
@@ -27,6 +28,7 @@ from edgekit.errors import ConversionError, RecipeError, RefusedError, SettingsE
 from edgekit.runtimes import open_runtime
 from tests.simulators import models
 from tests.simulators.channel_models import mobile
+from tests.simulators.pruning_models import up_by_groups
 
 WIDTH = 24
 HOW = {"targets": ["raspberry-pi-5"], "runtime": "onnxruntime"}
@@ -76,7 +78,9 @@ def test_report_shows_the_curve_and_each_layer(done):
     assert "later layers were fitted anew" in channels.sentence
     assert parse_report((bundle / "report.json").read_bytes()).channels == channels
     page = (bundle / "report.html").read_text()
-    assert "Pruned channels" in page
+    assert page.count("<summary>Pruned channels") == 1
+    tied = {layer.name for layer in channels.layers} - {name for name, _ in report.chosen_candidate.recipe.kept}
+    assert tied  # depthwise layers, which lose the channels of the layers before them
     assert "it reaches" in page
 
 
@@ -163,6 +167,23 @@ def test_wrong_recipes_are_told():
     assert one.id.startswith("int8-kept50-")
     assert one.id != msgspec.structs.replace(one, kept=(("a", "0-2,4"),)).id
     assert one.base == Recipe(prune=CHANNELS, kept=(("a", "0-3"),), share=0.5)
+
+
+def test_a_model_that_cannot_shrink_says_why(tmp_path):
+    """The report and the refusal of a share name each layer with its reason."""
+    net, output = up_by_groups()
+    graph = net.graph(output)
+    with TensorFlowProcess() as child:
+        context = ConversionContext(graph, graph.with_batch(1), Samples({"x": net.x(40)}), child, tmp_path)
+        levels = Levels(context, "", (output,), 0)
+        found = channel_report(levels, "auto", Recipe(), [], {})
+        assert "No layer of this model can lose channels" in found.sentence
+        assert "3 layers keep all channels for reasons that the report gives" in found.sentence
+        assert sum("ConvTranspose" in reason for reason in found.frozen.values()) == 1
+        profile = find_target("raspberry-pi-5", known_targets())
+        with pytest.raises(ConversionError, match="No layer of this model") as raised:
+            levels.kinds_at(0.5, profile, "size", [Recipe()])
+        assert NO_RULE in raised.value.advice
 
 
 def test_fault_in_pruning_ends_no_conversion(tmp_path):

@@ -10,7 +10,8 @@ from converters.passes.channels.groups import without
 from converters.passes.channels.rules import channels_of
 from converters.passes.stepping import Stepper, chunks_of
 from converters.pruning.families import removed_by_names
-from converters.pruning.pruner import ChannelPruner, numbers_of, parameters
+from converters.pruning.kept import numbers_of
+from converters.pruning.pruner import ChannelPruner, parameters
 from converters.pruning.refit import refit
 from converters.quality.divergence import divergence
 from edgekit.bundle.recipe import Recipe

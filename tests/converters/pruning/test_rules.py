@@ -2,15 +2,20 @@
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
+from converters.graph.graph import Graph
+from converters.options import ConversionOptions
 from converters.passes.channels.rules import channels_of
 from converters.pruning.allocation import Point, path, removed_after
 from converters.pruning.elimination import Reader, eliminate
-from converters.pruning.families import families_of, ranges_text, removed_by_names
+from converters.pruning.families import NO_RULE, UNITS_STAY, families_of, frozen_layers, removed_by_names
+from converters.pruning.kept import numbers_by_layer, numbers_of, ranges_text
 from converters.pruning.least_squares import Sums, fit
-from converters.pruning.pruner import numbers_of
-from edgekit.errors import ConversionError
-from tests.simulators.pruning_models import STRUCTURES
+from converters.pruning.teaching import taught
+from edgekit.bundle.recipe import CHANNELS, Recipe
+from edgekit.errors import ConversionError, RecipeError, SettingsError
+from tests.simulators.pruning_models import STRUCTURES, up_by_groups
 
 
 def reader(x, weights, owner):
@@ -108,6 +113,53 @@ def test_kept_channels_as_text():
     """Ranges are short, and are read back."""
     assert ranges_text([0, 1, 2, 3, 7, 9, 10]) == "0-3,7,9-10"
     assert numbers_of("0-3,7,9-10") == [0, 1, 2, 3, 7, 9, 10]
+
+
+@pytest.mark.parametrize("text", ["5-3", "0-2,5-3", "3,1", "3,3", "0-99999999999"])
+def test_kept_channels_that_do_not_rise_are_told(text):
+    """A range that runs backwards would be passed over in silence, and an endless one would fill the memory."""
+    with pytest.raises(RecipeError, match="expected rising channels below"):
+        numbers_by_layer([("conv", text)])
+
+
+def test_recipes_of_the_user_are_checked():
+    """A layer that is named twice, a share that is none, and a seed that no library takes are refused."""
+    kept = (("conv", "0-3"),)
+    for wrong, reason in (
+        ({"kept": (*kept, *kept)}, "names layer conv twice"),
+        ({"share": float("nan")}, "share is nan"),
+        ({"share": 50.0}, "expected more than 0 and less than 1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "expected 0 to 4294967295"),
+    ):
+        recipe = Recipe(prune=CHANNELS, **{"kept": kept, **wrong})
+        with pytest.raises(RecipeError, match=reason):
+            ConversionOptions(targets=["server"], recipe=recipe)
+    with pytest.raises(SettingsError, match="seed is 4294967296"):
+        ConversionOptions(targets=["server"], seed=2**32)
+    assert ConversionOptions(targets=["server"], recipe=Recipe(prune=CHANNELS, kept=kept, share=0.5, seed=7)).recipe
+
+
+def test_layers_without_a_rule_are_named_too():
+    """A recurrent layer and a transposed convolution with groups keep their channels, and the reasons say why."""
+    for make, word in ((STRUCTURES["recurrent"], "lstm"), (up_by_groups, "convtranspose")):
+        net, output = make()
+        frozen = frozen_layers(channels_of(net.graph(output)))
+        [reason] = [reason for name, reason in frozen.items() if name.startswith(word)]
+        assert reason == (UNITS_STAY if word == "lstm" else NO_RULE)
+
+
+def test_integer_outputs_teach_nothing():
+    """An output with the index of the class has no gradient; the scores and the layers beside it teach."""
+    net, scores = STRUCTURES["plain"]()
+    model = net.graph(scores).model
+    model.graph.node.append(helper.make_node("ArgMax", [scores], ["index"], axis=1))
+    model.graph.output.append(helper.make_tensor_value_info("index", TensorProto.INT64, ["batch", 1]))
+    graph = Graph(model)
+    channels = channels_of(graph)
+    answers, layers = taught(channels, np.zeros(len(channels.roots), dtype=bool), graph, {"x": net.x(8)})
+    assert list(answers) == [scores]
+    assert len(layers) == 3
 
 
 def test_families_are_what_the_same_layers_make():
