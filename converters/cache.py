@@ -44,7 +44,7 @@ class Cache:
             data = path.read_bytes()
         except OSError:
             return None
-        digest, body = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+        digest, body = data[:DIGEST_BYTES], memoryview(data)[DIGEST_BYTES:]  # an entry can hold a whole model
         try:
             if hashlib.sha256(body).digest() != digest:
                 raise ValueError("the entry is damaged")
@@ -69,7 +69,8 @@ class Cache:
                 handle, scratch = tempfile.mkstemp(dir=path.parent)
                 on_failure.callback(Path(scratch).unlink, missing_ok=True)
                 with os.fdopen(handle, "wb") as stream:
-                    stream.write(hashlib.sha256(body).digest() + body)
+                    stream.write(hashlib.sha256(body).digest())
+                    stream.write(body)
                 os.replace(scratch, path)
                 on_failure.pop_all()
             self._shrink()

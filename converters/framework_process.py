@@ -15,7 +15,6 @@ import os
 import pickle
 import selectors
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -70,7 +69,6 @@ WORK = {
 }
 LOG_TAIL_LINES = 40
 WATCH_SECONDS = 0.5
-_LENGTH = struct.Struct("!Q")
 _Child = TypeVar("_Child", bound="FrameworkProcess")
 
 
@@ -113,7 +111,8 @@ class FrameworkProcess:
                 _send(process.stdin, (function, arguments))
                 self._wait(process, WORK[function].format(**arguments))
                 kind, value = _receive(process.stdout)
-            except (EOFError, OSError):  # Windows reports a broken pipe by other errors than BrokenPipeError
+            # A child can end in the middle of an answer. Windows has other errors for that than BrokenPipeError.
+            except (EOFError, OSError, pickle.UnpicklingError):
                 raise self._ended(WORK[function].format(**arguments), killed) from FrameworkOutputError(self.log_tail())
             on_failure.pop_all()
         if kind == "result":
@@ -240,26 +239,20 @@ class TensorFlowProcess(FrameworkProcess):
         super().close()
 
 
+class _Pipe:
+    """A pipe to unpickle from. It has no `peek`: with it, an unpickler would wait for a part of the next message."""
+
+    def __init__(self, stream: Any) -> None:
+        self.read, self.readinto, self.readline = stream.read, stream.readinto, stream.readline
+
+
 def _send(stream: Any, value: Any) -> None:
-    data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-    stream.write(_LENGTH.pack(len(data)))
-    stream.write(data)
+    pickle.dump(value, stream, protocol=pickle.HIGHEST_PROTOCOL)  # models go into the pipe without another copy
     stream.flush()
 
 
 def _receive(stream: Any) -> Any:
-    (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
-    return pickle.loads(_exactly(stream, length))  # noqa: S301 - both ends are this program; no file is read this way
-
-
-def _exactly(stream: Any, length: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < length:
-        part = stream.read(length - len(parts))
-        if not part:
-            raise EOFError
-        parts += part
-    return bytes(parts)
+    return pickle.load(_Pipe(stream))  # noqa: S301 - both ends are this program; no file is read this way
 
 
 # --- in the child process

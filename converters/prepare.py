@@ -112,7 +112,7 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         if test is not None:
             test_set = score_float_model(test.with_labels_of(_labelled(graph, task, choice)), graph, evidence)
     return Prepared(
-        source=source,
+        source=source.once_read(graph),
         graph=graph,
         fixed=canonical.fixed,
         calibration=split.calibration if split else None,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-
-import msgspec
-import onnx
 
 from converters.data.random_inputs import random_samples
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
+from converters.graph.store import GraphStore
 from converters.passes.channels.dead_channels import LEAST_ROWS, DeadChannels
 from converters.passes.contract import run_pass
 from converters.passes.simplify import Simplify
@@ -22,7 +19,7 @@ from edgekit.bundle.recipe import Recipe
 from edgekit.errors import CalibrationError, ConversionError
 
 PARITY_ROWS = 16
-MOST_IN_MEMORY = 3  # pruned graphs, each twice; others are read from the scratch folder again
+FREE, FIXED = "free batch", "batch of 1"
 
 Pair = tuple[Graph, Graph]
 
@@ -44,10 +41,9 @@ class Bases:
         self.graph, self.fixed = graph, fixed
         self.dead_pair = pruned
         self._samples = samples
-        self._folder = folder
         self._dead: DeadChannels | None = None
         self._pruner: ChannelPruner | None = None
-        self._kept: dict[Recipe, Pair] = {}
+        self._kept = GraphStore(folder, "base")
         self._faults: dict[Recipe, ConversionError] = {}
 
     @property
@@ -103,30 +99,14 @@ class Bases:
 
     def store_pair(self, recipe: Recipe, pair: Pair) -> None:
         """Store both graphs of the base of `recipe`."""
-        for path, graph in zip(self._paths(recipe.base), pair, strict=True):
-            path.write_bytes(graph.to_bytes())
-        self._remember(recipe.base, pair)
+        self._kept[recipe.base, FREE], self._kept[recipe.base, FIXED] = pair
 
     def _of_kept(self, base: Recipe) -> Pair:
-        if base in self._kept:
-            return self._kept[base]
-        paths = self._paths(base)
-        if all(path.exists() for path in paths):
-            self._remember(base, (Graph(onnx.load(str(paths[0]))), Graph(onnx.load(str(paths[1])))))
-        else:
+        if (base, FIXED) not in self._kept:
             if self._pruner is None or self._pruner.seed != (base.seed or 0):
                 self._pruner = ChannelPruner(self.graph, self.samples, seed=base.seed or 0)
             self.store(base, self._pruner.pruned(base.kept or ()).graph)
-        return self._kept[base]
-
-    def _remember(self, base: Recipe, pair: Pair) -> None:
-        self._kept[base] = pair
-        while len(self._kept) > MOST_IN_MEMORY:
-            self._kept.pop(next(iter(self._kept)))
-
-    def _paths(self, base: Recipe) -> tuple[Path, Path]:
-        name = hashlib.sha256(msgspec.json.encode(base)).hexdigest()[:16]
-        return self._folder / f"base-{name}.onnx", self._folder / f"base-{name}-1.onnx"
+        return self._kept[base, FREE], self._kept[base, FIXED]
 
     def _without_dead(self) -> Pair:
         dead = self.dead_channels()

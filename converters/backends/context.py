@@ -20,6 +20,7 @@ from converters.cost.overhead import Overhead
 from converters.data.samples import Samples
 from converters.framework_process import TensorFlowProcess
 from converters.graph.graph import Graph, packed, unpacked
+from converters.graph.store import GraphStore
 from converters.passes.channels.dead_channels import DeadChannels
 from converters.passes.contract import run_pass
 from converters.passes.correct_bias import CorrectBias
@@ -91,7 +92,7 @@ class ConversionContext:
         self._direct: DirectFile | None = None
         self._packed: PackedContext | None = None
         self._calibrations: dict[tuple[bool, Recipe, bool], Calibration] = {}
-        self._prepared: dict[tuple[Any, ...], Graph] = {}
+        self._prepared = GraphStore(folder, "prepared", MAX_PREPARED)
         self._lowered: dict[str, LoweredFile] = {}
         self._checked_heads: set[tuple[Head, ...]] = set()
 
@@ -186,7 +187,7 @@ class ConversionContext:
             if recipe.correct_bias:
                 step = CorrectBias(self.samples, exact=_exact_layers(recipe), per_channel=recipe.per_channel)
                 made = run_pass(step, made).graph
-            self._store_prepared(key, made)
+            self._prepared[key] = made
         return self._prepared[key]
 
     def preparation_key(self, recipe: Recipe, graph: Graph) -> tuple[Any, ...]:
@@ -209,12 +210,7 @@ class ConversionContext:
 
     def store_prepared(self, recipe: Recipe, graph: Graph, prepared: Graph) -> None:
         """Store `prepared`, which another context made, as the result of `self.prepared(recipe, graph)`."""
-        self._store_prepared(self.preparation_key(recipe, graph), prepared)
-
-    def _store_prepared(self, key: tuple[Any, ...], graph: Graph) -> None:
-        self._prepared[key] = graph
-        while len(self._prepared) > MAX_PREPARED:  # each graph holds all weights
-            self._prepared.pop(next(iter(self._prepared)))
+        self._prepared[self.preparation_key(recipe, graph)] = prepared
 
     def _equalized(self, graph: Graph) -> Graph:
         made = run_pass(Equalize(self._given), graph).graph
@@ -352,7 +348,12 @@ class ConversionContext:
         """`graph`, whose batch is 1, as a float .tflite. Raises as the lowering."""
         digest = _digest(graph)
         if digest not in self._lowered:
-            made = self.child.call("lower", model=graph.to_bytes())
+            path = self.folder / f"to-lower-{digest}.onnx"  # not sent as bytes, which this process would keep meanwhile
+            path.write_bytes(graph.to_bytes())
+            try:
+                made = self.child.call("lower", model=str(path))
+            finally:
+                path.unlink()
             self._store_lowered(graph, made.data, made.input_permutes, made.output_permutes)
         return self._lowered[digest]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ class Artifact(msgspec.Struct, frozen=True):
 
     Attributes:
         file: ``model.tflite`` or ``model.onnx``.
-        data: The bytes of the file.
+        content: The bytes of the file; empty where they are in the file at `path`.
         runtime: ``litert`` or ``onnxruntime``.
         inputs, outputs: Bindings of the logical tensors to its own.
         runtime_version: Oldest version of the runtime that can run it; empty where every version can.
@@ -29,10 +30,11 @@ class Artifact(msgspec.Struct, frozen=True):
             compiler.
         notes: Sentences for the report.
         calibration: The calibration of its activation ranges, as `Calibration.to_bytes`; empty where it has no ranges.
+        path: The file in a scratch folder, see `moved`.
     """
 
     file: str
-    data: bytes
+    content: bytes
     runtime: str
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
@@ -40,6 +42,19 @@ class Artifact(msgspec.Struct, frozen=True):
     compiled: bytes = b""
     notes: tuple[str, ...] = ()
     calibration: bytes = b""
+    path: str = ""
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of the file."""
+        return Path(self.path).read_bytes() if self.path else self.content
+
+    def moved(self, folder: Path) -> Artifact:
+        """The artifact with its bytes in a file in `folder`: a search makes dozens, and reads few again."""
+        path = folder / f"{hashlib.sha256(self.content).hexdigest()}-{self.file}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.content)
+        return msgspec.structs.replace(self, content=b"", path=str(path))
 
 
 class LoweredFile(msgspec.Struct, frozen=True):

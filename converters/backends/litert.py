@@ -231,7 +231,7 @@ class LiteRTBackend:
         )
         return Artifact(
             file="model.tflite",
-            data=path.read_bytes(),
+            content=path.read_bytes(),
             runtime=LITERT,
             inputs=input_bindings(
                 logical,

@@ -55,7 +55,7 @@ def artifact_of(graph: Graph, model: onnx.ModelProto, recipe: Recipe, *, calibra
         raise ConversionError(f"the ONNX artifact lacks the tensors {', '.join(missing)}")
     return Artifact(
         file="model.onnx",
-        data=data,
+        content=data,
         runtime=ONNXRUNTIME,
         inputs=input_bindings(graph, lambda spec: bound(spec, tensors[spec.name])),
         outputs=tuple(bound(spec, tensors[spec.name]) for spec in graph.logical_outputs),

@@ -26,11 +26,12 @@ MAX_CONSTANTS = 12  # in a report
 
 def contents_of(artifact: Artifact, folder: Path) -> ArtifactContents:
     """Read an artifact; a copy for the runtime is written to `folder`."""
+    data = artifact.data
     if artifact.runtime == LITERT:
-        operators, constants = _litert(artifact.data)
-        pieces, delegated = _pieces(artifact, folder, operators_of(artifact.data))
+        operators, constants = _litert(data)
+        pieces, delegated = _pieces(artifact, folder, operators_of(data))
     else:
-        operators, constants = _onnx(artifact.data)
+        operators, constants = _onnx(data)
         pieces, delegated = None, False
     ordered = sorted(constants, key=lambda one: -one.bytes)
     total = sum(one.bytes for one in ordered)
@@ -39,7 +40,7 @@ def contents_of(artifact: Artifact, folder: Path) -> ArtifactContents:
         operators=dict(operators.most_common()),
         constants=largest,
         smaller=total - sum(one.bytes for one in largest),
-        rest=max(0, len(artifact.data) - total),
+        rest=max(0, len(data) - total),
         pieces=pieces,
         delegated=delegated,
     )

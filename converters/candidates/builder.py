@@ -230,18 +230,22 @@ class CandidateBuilder:
             cached = self._cache_scope.get(key, Candidate)
             if cached is None:
                 return False
-            self._made[key] = cached
+            self._made[key] = self._on_disk(cached)
         self._report_candidate(target.profile, self._with_cost(target, recipe).measured)
         return True
 
     def _store(self, target: _BuildTarget, recipe: Recipe, made: Candidate | EdgekitError) -> None:
         if isinstance(made, EdgekitError):
             made = failed(recipe, self._cost(target, recipe), made)
-        self._made[target.key(recipe)] = made
+        self._made[target.key(recipe)] = self._on_disk(made)
         # Faults may be temporary, and artifacts for accelerators depend on the compilers that are installed.
         if not made.measured.fault and not target.profile.accelerator:
             self._cache_scope.put(target.key(recipe), made)
         self._report_candidate(target.profile, self._with_cost(target, recipe).measured)
+
+    def _on_disk(self, made: Candidate) -> Candidate:
+        artifact = made.artifact and made.artifact.moved(self._context.folder / "made")
+        return msgspec.structs.replace(made, artifact=artifact)
 
     def _with_cost(self, target: _BuildTarget, recipe: Recipe) -> Candidate:
         """The candidate, with its cost on this target."""

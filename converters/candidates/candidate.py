@@ -172,20 +172,21 @@ def open_artifact(artifact: Artifact, folder: Path) -> LogicalRuntime:
         RuntimeLoadError: the runtime cannot load it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / artifact.file).write_bytes(artifact.data)
-    digest = hashlib.sha256(artifact.data).hexdigest()
+    data = artifact.data
+    (folder / artifact.file).write_bytes(data)
     manifest = Manifest(
         name="candidate",
         version="0.0.0",
         target="candidate",
         runtime=artifact.runtime,
-        files=(FileEntry(artifact.file, ROLE_MODEL, len(artifact.data), digest, ()),),
+        files=(FileEntry(artifact.file, ROLE_MODEL, len(data), hashlib.sha256(data).hexdigest(), ()),),
         inputs=artifact.inputs,
         outputs=artifact.outputs,
         golden=Golden(0, (), False),
         recipe=Recipe(),
         task=Task(),
     )
+    del data
     return open_runtime(manifest, folder, providers=HOST_PROVIDERS)
 
 

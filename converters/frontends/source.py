@@ -43,6 +43,17 @@ class Source(msgspec.Struct, frozen=True):
     precision: str = "float32"
     after: tuple[AfterStep, ...] = ()
 
+    def once_read(self, graph: Graph) -> Source:
+        """The same source with its canonical `graph`, for what comes later: it cannot run the source any more.
+
+        The graph before all passes, which `answers` may hold too, has all weights a second time.
+        """
+        return msgspec.structs.replace(self, graph=graph, answers=_not_any_more)
+
+
+def _not_any_more(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    raise RuntimeError("the source model was compared with its graph already, and is not run again")
+
 
 def answers_of(graph: Graph, whole: Answers, call: Answers | None = None) -> Answers:
     """Runs the source on samples: with `whole`, or where its interface is its own, with single calls."""

@@ -6,6 +6,7 @@ signature, and the quantizer and the runtime need one.
 
 from __future__ import annotations
 
+import gc
 import re
 from typing import Any
 
@@ -26,14 +27,30 @@ CHANNEL_FIRST = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAvera
                  "LRN")  # fmt: skip
 
 
-def lower(model: bytes, *, loops: bool = False) -> Lowered:
-    """Lower a serialized canonical graph; with `loops`, recurrent layers stay loops instead of being unrolled.
+def lower(model: bytes | str, *, loops: bool = False) -> Lowered:
+    """Lower a canonical graph; with `loops`, recurrent layers stay loops instead of being unrolled.
+
+    Args:
+        model: The serialized graph, or the path of its file.
+        loops: Keep loops.
 
     Raises:
         UnsupportedOpError: An operator, or a way of using it, has no TensorFlow form.
         ConversionError: The converter failed, or its output has no signature.
     """
-    graph = Graph(onnx.load_model_from_string(model)).with_batch(1)
+    with scratch_folder(prefix="edgekit-lower-") as folder:
+        inputs, outputs = _save(model, folder, loops=loops)
+        gc.collect()  # the graph and its variables: the converter needs several times the memory of the weights
+        return_memory()
+        data = convert_saved_model(folder)
+    return Lowered(data, [_permute(order) for order in inputs], [_permute(order) for order in outputs])
+
+
+def _save(model: bytes | str, folder: str, *, loops: bool) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Write the graph to `folder` as a SavedModel; the axis orders of its inputs and outputs."""
+    stored = onnx.load(model) if isinstance(model, str) else onnx.load_model_from_string(model)
+    graph = Graph(stored).with_batch(1)
+    del stored
     orders = [_input_order(graph, spec.name, len(spec.shape)) for spec in graph.inputs]
     results: list[tuple[int, ...]] = []
     weights = Weights()
@@ -52,11 +69,8 @@ def lower(model: bytes, *, loops: bool = False) -> Lowered:
     module = tf.Module()
     module.weights = list(weights.variables.values())
     module.call = tf.function(call, input_signature=specs, autograph=False)
-    with scratch_folder(prefix="edgekit-lower-") as folder:
-        tf.saved_model.save(module, folder, signatures={SIGNATURE: module.call})
-        return_memory()
-        data = convert_saved_model(folder)
-    return Lowered(data, [_permute(order) for order in orders], [_permute(order) for order in results])
+    tf.saved_model.save(module, folder, signatures={SIGNATURE: module.call})
+    return orders, results
 
 
 def _batch_first(value: Value) -> Value:

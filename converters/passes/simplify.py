@@ -7,6 +7,7 @@ import logging
 
 import onnx
 import onnxslim
+from onnxslim.core.pattern.registry import get_fusion_patterns
 
 from converters.graph.graph import Graph
 
@@ -32,6 +33,7 @@ class Simplify:
             _log.info("onnxslim cannot simplify this graph: %s: %s", type(error).__name__, error)
             return without_identities(graph)
         finally:
+            _forget_matches()
             gc.collect()  # onnxslim's graph refers to itself, and holds a copy of all weights
         del slim.graph.value_info[:]  # shapes are inferred on demand; in a file they only take space
         found = Graph(slim)
@@ -44,6 +46,15 @@ class Simplify:
         """No Identity remains, except those that make an output."""
         results = {value.name for value in graph.model.graph.output}
         return not any(node.op_type == "Identity" and node.output[0] not in results for node in graph.nodes)
+
+
+def _forget_matches() -> None:
+    """Free the nodes that onnxslim's patterns matched last: with them, the process would keep a copy of all weights."""
+    for matchers in get_fusion_patterns().values():
+        for matcher in matchers:
+            for node in matcher.pattern.nodes:
+                vars(matcher).pop(node.name, None)
+            vars(matcher).pop("output", None)
 
 
 def without_identities(graph: Graph) -> Graph:

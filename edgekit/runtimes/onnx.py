@@ -107,6 +107,7 @@ class OnnxRuntime:
                 provider_options=[dict((options or {}).get(name, {})) for name in chosen or [CPU]],
                 disabled_optimizers=list(WRONG_OPTIMIZERS),
             )
+            self._session._model_bytes = None  # kept only for another start of the session; it holds the weights
             self._inputs = {node.name: _spec(node) for node in self._session.get_inputs()}
             self._outputs = {node.name: _spec(node) for node in self._session.get_outputs()}
             self._names = list(self._outputs)

@@ -1,8 +1,10 @@
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -109,10 +111,26 @@ def test_log_is_shown_as_it_comes_or_kept_for_errors(shown, capfd):
     """With show_log the child's output goes to stderr; without it, the end of the output is kept."""
     with TensorFlowProcess(show_log=shown) as child:
         process = child._started()
-        process.stdin.write((1).to_bytes(8, "big") + b"?")  # no pickle: the child ends with a traceback
+        process.stdin.write(b"?")  # no pickle: the child ends with a traceback
         process.stdin.flush()
         process.wait(timeout=240)
         kept = child.log_tail()
     seen = capfd.readouterr().err
     assert ("UnpicklingError" in seen) is shown
     assert ("UnpicklingError" in kept) is not shown
+
+
+@pytest.mark.parametrize("size", [0, 10, 65_535, 65_536, 200_000, 3_000_000])
+def test_a_message_is_read_without_waiting_for_the_next_one(size):
+    """The pipe stays open, as between two calls; a message that breaks off is an error and not an endless wait."""
+    reading, writing = os.pipe()
+    value = {"name": "x", "data": bytes(size), "after": (1, [2.5])}
+    with os.fdopen(reading, "rb") as answers, os.fdopen(writing, "wb") as requests, ThreadPoolExecutor(1) as other:
+        for _ in range(2):
+            sent = other.submit(framework_process._send, requests, value)
+            assert framework_process._receive(answers) == value
+            sent.result(timeout=60)
+        broken = other.submit(lambda: (requests.write(pickle.dumps(value)[:-5]), requests.close()))
+        with pytest.raises((EOFError, pickle.UnpicklingError)):
+            framework_process._receive(answers)
+        broken.result(timeout=60)

@@ -33,10 +33,11 @@ def load_tensorflow(file: SourceFile, digest: str, process: TensorFlowProcess, s
     except UnsupportedOpError as error:
         graph, precision = _opaque(file, process, stated, error), "float32"
 
+    opaque, sizes = graph.opaque, {spec.name: [1, *spec.shape[1:]] for spec in graph.inputs}
+
     def direct(inputs: Sequence[str], outputs: Sequence[str]) -> Lowered:
-        if graph.opaque is not None:
-            return Lowered(graph.opaque.data, [() for _ in inputs], [() for _ in outputs])
-        sizes = {spec.name: [1, *spec.shape[1:]] for spec in graph.inputs}
+        if opaque is not None:
+            return Lowered(opaque.data, [() for _ in inputs], [() for _ in outputs])
         shapes = {name: sizes[name] for name in inputs}
         lowered: Lowered = process.call("direct", source=file, shapes=shapes, outputs=list(outputs))
         return lowered

@@ -29,7 +29,7 @@ class DamagingBackend:
 
     def build(self, recipe: Recipe) -> Artifact:
         good = self._inner.build(Recipe())
-        return msgspec.structs.replace(good, data=b"damaged") if recipe.precision in self._damaged else good
+        return msgspec.structs.replace(good, content=b"damaged") if recipe.precision in self._damaged else good
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def test_kernels_that_lack_an_operator_are_told_and_left_out(tmp_path):
 
 def test_device_that_cannot_run_it_is_an_error(tmp_path):
     """A failure of the device's own runtime ends the conversion."""
-    artifact = msgspec.structs.replace(litert_artifact(tmp_path, quantized=False), data=b"no model")
+    artifact = msgspec.structs.replace(litert_artifact(tmp_path, quantized=False), content=b"no model")
     with pytest.raises(RuntimeLoadError):
         variants_of(artifact, {"x": ROWS}, {"scores": softmax(ROWS)}, tmp_path)
 
