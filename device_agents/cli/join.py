@@ -22,7 +22,7 @@ from edgekit.settings.device_files import KEY_FILE, ROOT_FILE, SAMPLE_KEY_FILE, 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner
 
-    from edgekit.mqtt.messages import ClaimAnswer
+    from edgekit.mqtt.joining_messages import ClaimAnswer
 
 
 @click.command()

@@ -10,7 +10,8 @@ from securesystemslib.signer import CryptoSigner
 from edgekit.errors import EdgekitError, RefusedError, UnavailableError
 from edgekit.identity.join import Code, open_answer, sign_request
 from edgekit.mqtt import topics
-from edgekit.mqtt.messages import ClaimAnswer, ClaimMessage, ClaimProof, ClaimRequest, decode, encode
+from edgekit.mqtt.joining_messages import ClaimAnswer, ClaimMessage, ClaimProof, ClaimRequest
+from edgekit.mqtt.messages import decode, encode
 from edgekit.protocols import Message, Transport
 from edgekit.trust.envelopes import seal
 from edgekit.waiting import within

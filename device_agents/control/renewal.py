@@ -19,7 +19,7 @@ from device_agents.control.requests import RequestClient
 from device_agents.threads import in_thread
 from edgekit.errors import DataError, DiskError, EdgekitError
 from edgekit.identity.authority import expiry_of, generate_tls_key, make_request, private_pem
-from edgekit.mqtt.messages import CertificateRequest
+from edgekit.mqtt.joining_messages import CertificateRequest
 from edgekit.protocols import Clock
 from edgekit.trust.envelopes import seal
 

@@ -10,7 +10,7 @@ from edgekit.cli.common.console import control_settings, json_option, note, prin
 from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import Whole
 from edgekit.cli.rollout.text import time_text
-from edgekit.state.alarms import MAX_REASON, Alarm
+from edgekit.state.fleet.alarms import MAX_REASON, Alarm
 
 
 @click.group()

@@ -32,8 +32,8 @@ from edgekit.mqtt.messages import (
     encode,
 )
 from edgekit.protocols import Clock, Transport
-from edgekit.state.report_writer import CheckedReport, check_report
-from edgekit.state.telemetry import CheckedTelemetry, check_telemetry
+from edgekit.state.fleet.report_writer import CheckedReport, check_report
+from edgekit.state.fleet.telemetry import CheckedTelemetry, check_telemetry
 from edgekit.trust.envelopes import T, open_envelope, seal
 from edgekit.trust.keys import parse_public
 

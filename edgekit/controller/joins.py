@@ -14,16 +14,8 @@ from edgekit.errors import DataError, EdgekitError, NotFoundError, TransportErro
 from edgekit.identity.authority import Authority, parse_request
 from edgekit.identity.join import check_use, open_request, sign_answer
 from edgekit.mqtt import topics
-from edgekit.mqtt.messages import (
-    Answer,
-    CertificateRequest,
-    ClaimAnswer,
-    ClaimMessage,
-    ClaimProof,
-    ClaimRequest,
-    decode,
-    encode,
-)
+from edgekit.mqtt.joining_messages import CertificateRequest, ClaimAnswer, ClaimMessage, ClaimProof, ClaimRequest
+from edgekit.mqtt.messages import Answer, decode, encode
 from edgekit.protocols import Clock, Message, Transport
 from edgekit.rollout.cohort import Device
 from edgekit.trust.envelopes import open_envelope

@@ -24,9 +24,9 @@ from edgekit.rollout.gates import MAX_GATES, parse_gate
 from edgekit.rollout.plan import DEFAULT_WAVES, MAX_SHADOW, RolloutPlan, parse_waves
 from edgekit.rollout.values import RolloutEvent
 from edgekit.state import Alarm, DeviceView, FleetPause, FleetState
-from edgekit.state.detail import DeviceDetail, describe_device
+from edgekit.state.fleet.detail import DeviceDetail, describe_device
 from edgekit.state.overview import Overview
-from edgekit.state.uninstall import Uninstall
+from edgekit.state.rollout.uninstall import Uninstall
 from edgekit.trust.assignment import Entry
 
 DEFAULTS = RolloutPlan()

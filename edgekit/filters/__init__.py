@@ -1,6 +1,6 @@
 """Filters that select devices, such as ``target == raspberry-pi-4 and version(digits) < 2.0``: grammar and values.
 
-A filter is parsed here and compiled to SQL in `edgekit.state.filters`. No filter is ever evaluated in Python.
+A filter is parsed here and compiled to SQL in `edgekit.state.fleet.filters`. No filter is ever evaluated in Python.
 """
 
 from edgekit.filters.parsing import parse_filter

@@ -16,7 +16,7 @@ import msgspec
 
 from edgekit.bounds import MAX_DATE, number_fault
 from edgekit.errors import DataError, RefusedError, SettingsError, VerificationError
-from edgekit.mqtt.messages import ClaimMessage
+from edgekit.mqtt.joining_messages import ClaimMessage
 from edgekit.mqtt.topics import check_device_name, check_name
 
 SECRET_BYTES = 20

@@ -1,7 +1,7 @@
 """Wire messages as frozen values; MessagePack maps on the wire. Unknown keys are ignored; ids are in the payload.
 
-All messages over MQTT are here, except parts of samples (`sample_messages.py`) and the assignment on ``desired``, which
-is a TUF document (`trust/`).
+All messages over MQTT are here, except those of new devices and certificates (`joining_messages.py`), parts of samples
+(`sample_messages.py`) and the assignment on ``desired``, which is a TUF document (`trust/`).
 """
 
 # No `from __future__ import annotations`: msgspec would compile each annotation, in every start of a process.
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from edgekit.errors import DataError
+from edgekit.mqtt.joining_messages import CertificateRequest, ClaimAnswer, ClaimMessage, ClaimProof, ClaimRequest
 from edgekit.mqtt.sample_messages import SampleHead, SamplePart
 from edgekit.sketches.sketch import Sketch
 
@@ -379,78 +380,6 @@ class Notice(msgspec.Struct, frozen=True):
     report: int = 0
     session: int = 0
     command: int = 0
-
-
-class CertificateRequest(msgspec.Struct, frozen=True):
-    """``request/certificate/<id>``: asks for a new TLS certificate; in an Envelope that the device has signed.
-
-    Attributes:
-        id: Id of the request.
-        device, fleet: Names of the sender.
-        csr: A certificate signing request for the device's name, DER.
-    """
-
-    id: str
-    device: str
-    fleet: str
-    csr: bytes
-
-
-class ClaimMessage(msgspec.Struct, frozen=True):
-    """``claim/<token>`` and its answer: a ClaimRequest or a ClaimAnswer, and an HMAC that proves the code."""
-
-    body: bytes
-    mac: bytes
-
-
-class ClaimRequest(msgspec.Struct, frozen=True):
-    """The request of a new device to be enrolled.
-
-    Attributes:
-        id: Id of the request.
-        name, target: Its name and target profile.
-        key: Its Ed25519 public key, 32 bytes.
-        csr: A certificate signing request for its name, DER.
-        proof: An Envelope of a ClaimProof, signed with that key.
-    """
-
-    id: str
-    name: str
-    target: str
-    key: bytes
-    csr: bytes
-    proof: bytes
-
-
-class ClaimProof(msgspec.Struct, frozen=True):
-    """The values that a new device signs with its own key: its name and the id of the enrollment code."""
-
-    name: str
-    token: str
-
-
-class ClaimAnswer(msgspec.Struct, frozen=True):
-    """The answer to a claim.
-
-    Attributes:
-        id: Id of the request.
-        error, message: Class name and text of the error; empty for a device that is enrolled.
-        fleet: Name of the fleet.
-        certificate, ca: The device's certificate and the authority's, PEM.
-        root: The first trusted TUF root.
-        broker: URL of the broker for devices with a certificate; empty where the operator did not set it.
-        sample_key: The operator's public key for samples, PEM; empty where there is none.
-    """
-
-    id: str
-    error: str = ""
-    message: str = ""
-    fleet: str = ""
-    certificate: bytes = b""
-    ca: bytes = b""
-    root: bytes = b""
-    broker: str = ""
-    sample_key: bytes = b""
 
 
 class Envelope(msgspec.Struct, frozen=True):

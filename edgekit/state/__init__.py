@@ -1,7 +1,8 @@
 """Fleet state in SQL: devices and their reports, rollouts, assignments, remote commands and events.
 
-The rules of rollouts are in `edgekit.rollout`; here is only storage. The command line and any number of controllers may
-use one database at once: every write is one transaction.
+Devices are in `fleet`, rollouts and assignments in `rollout`; tables, operators, audit log and controllers are here.
+The rules of rollouts are in `edgekit.rollout`. The command line and any number of controllers may use one database at
+once: every write is one transaction.
 """
 
 from __future__ import annotations
@@ -14,27 +15,27 @@ import sqlalchemy as sa
 from edgekit.errors import NotFoundError
 from edgekit.rollout.cohort import Cohort
 from edgekit.state._sql import Fence, together
-from edgekit.state.alarms import Alarm, AlarmTable
-from edgekit.state.assignments import AssignmentTable, StoredAssignment
 from edgekit.state.audit import AuditEntry, AuditTable
-from edgekit.state.certificates import CertificateTable, StoredCertificate
-from edgekit.state.commands import CommandTable, StoredCommand
-from edgekit.state.devices import DeviceTable, DeviceView, StoredEvent
-from edgekit.state.drift import DriftTable
-from edgekit.state.filters import GroupTable, SavedGroup
-from edgekit.state.hints import FleetPause, PauseTable
-from edgekit.state.kinds import DeviceKind, SelectedDevices
+from edgekit.state.fleet.alarms import Alarm, AlarmTable
+from edgekit.state.fleet.certificates import CertificateTable, StoredCertificate
+from edgekit.state.fleet.commands import CommandTable, StoredCommand
+from edgekit.state.fleet.devices import DeviceTable, DeviceView, StoredEvent
+from edgekit.state.fleet.drift import DriftTable
+from edgekit.state.fleet.filters import GroupTable, SavedGroup
+from edgekit.state.fleet.hints import FleetPause, PauseTable
+from edgekit.state.fleet.kinds import DeviceKind, SelectedDevices
+from edgekit.state.fleet.lifecycle import LifecycleTable, Refused
+from edgekit.state.fleet.records import RecordTable
+from edgekit.state.fleet.telemetry import DeviceHour, TelemetryTable
 from edgekit.state.leader_lock import LeaderLock, leader_lock
 from edgekit.state.leaders import ControllerView, LeaderTable
-from edgekit.state.lifecycle import LifecycleTable, Refused
 from edgekit.state.operators import Operator, OperatorTable, Role
 from edgekit.state.overview import OverviewTable
-from edgekit.state.records import RecordTable
-from edgekit.state.rollouts import ActiveRollout, RolloutTable
-from edgekit.state.standing import StandingTable
+from edgekit.state.rollout.assignments import AssignmentTable, StoredAssignment
+from edgekit.state.rollout.rollouts import ActiveRollout, RolloutTable
+from edgekit.state.rollout.standing import StandingTable
+from edgekit.state.rollout.uninstall import UninstallTable
 from edgekit.state.tables import open_database
-from edgekit.state.telemetry import DeviceHour, TelemetryTable
-from edgekit.state.uninstall import UninstallTable
 from edgekit.state.webhooks import WebhookTable
 from edgekit.state.work import Work, WorkTable
 

@@ -7,8 +7,8 @@ import sqlalchemy as sa
 
 from edgekit.bundle.order import version_order
 from edgekit.state._sql import FleetTable
-from edgekit.state.drift import count_drifting
-from edgekit.state.filters import online_condition
+from edgekit.state.fleet.drift import count_drifting
+from edgekit.state.fleet.filters import online_condition
 from edgekit.state.leaders import ControllerView
 from edgekit.state.tables import attributes, devices, events, presence
 

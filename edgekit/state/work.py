@@ -6,9 +6,9 @@ import msgspec
 import sqlalchemy as sa
 
 from edgekit.state._sql import FleetTable
-from edgekit.state.commands import ASKED, SENT
-from edgekit.state.hints import FleetPause
-from edgekit.state.rollouts import ACTIVE
+from edgekit.state.fleet.commands import ASKED, SENT
+from edgekit.state.fleet.hints import FleetPause
+from edgekit.state.rollout.rollouts import ACTIVE
 from edgekit.state.tables import assignments, commands, devices, fleet_pauses, reports, rollouts
 
 

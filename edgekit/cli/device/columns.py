@@ -87,7 +87,7 @@ def parse_columns(text: str) -> tuple[str, ...]:
 
 def _fact_text(view: DeviceView, key: str) -> str:
     """A fact, or a part of one as filters name it."""
-    from edgekit.state.attributes import fact_texts  # with the database's library, which only this column needs
+    from edgekit.state.fleet.attributes import fact_texts  # with the database's library, which only this column needs
 
     found = dict(fact_texts(view.facts)).get(key, view.facts.get(key))
     return "-" if found is None or found == "" else str(found)

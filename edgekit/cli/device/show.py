@@ -119,7 +119,7 @@ def show(name: str, as_json: bool) -> None:
       edgekit device show pi-1
     """
     with fleet_state(control_settings()) as state:
-        from edgekit.state.detail import describe_device
+        from edgekit.state.fleet.detail import describe_device
 
         found = describe_device(state, name, time.time())
     if as_json:

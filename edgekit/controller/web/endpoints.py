@@ -17,13 +17,13 @@ from edgekit.rollout.document import RolloutDocument, page_document
 from edgekit.rollout.gate_watch import gate_views
 from edgekit.rollout.values import Aborted, Approved, Cancelled, Forced, Paused, Resumed, Retried
 from edgekit.state import Alarm, AuditEntry, FleetPause, Operator, SavedGroup, StoredEvent
-from edgekit.state.alarms import MAX_REASON
-from edgekit.state.detail import DeviceDetail
-from edgekit.state.drift import MAX_KIND
+from edgekit.state.fleet.alarms import MAX_REASON
+from edgekit.state.fleet.detail import DeviceDetail
+from edgekit.state.fleet.drift import MAX_KIND
 from edgekit.state.operators import Role
 from edgekit.state.overview import Overview
+from edgekit.state.rollout.uninstall import Uninstall
 from edgekit.state.tables import MAX_VALUE
-from edgekit.state.uninstall import Uninstall
 
 PREFIX = "/api/v1"
 

@@ -32,7 +32,7 @@ from edgekit.rollout.cohort import Device
 from edgekit.rollout.plan import parse_waves
 from edgekit.rollout.values import RolloutState
 from edgekit.settings import AgentSettings, load_settings
-from edgekit.state.assignments import assign
+from edgekit.state.rollout.assignments import assign
 from edgekit.trust.assignment import Assignment
 from edgekit.trust.keys import generate_key
 from edgekit.update_file import UpdateFile

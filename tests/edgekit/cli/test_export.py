@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import DataError, NotFoundError
-from edgekit.state.assignments import assign
+from edgekit.state.rollout.assignments import assign
 from edgekit.trust.assignment import Assignment, Entry, sign_assignment
 from edgekit.trust.keys import key_path, load_signer
 from edgekit.update_file import UpdateFile, find_update_file

@@ -13,7 +13,8 @@ from edgekit.errors import RefusedError
 from edgekit.identity.authority import Authority, Issued, generate_tls_key, make_request
 from edgekit.identity.join import StoredCode, make_code
 from edgekit.mqtt import topics
-from edgekit.mqtt.messages import Answer, CertificateRequest, decode
+from edgekit.mqtt.joining_messages import CertificateRequest
+from edgekit.mqtt.messages import Answer, decode
 from edgekit.rollout.cohort import Device
 from edgekit.state import open_fleet_state
 from edgekit.trust.envelopes import seal

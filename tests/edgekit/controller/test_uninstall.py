@@ -6,7 +6,7 @@ from device_agents.deployment import removed
 from device_agents.storage.journal import Journal
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.rollout.values import Aborted, Cancelled, RolloutState
-from edgekit.state.assignments import assign
+from edgekit.state.rollout.assignments import assign
 from tests.edgekit.controller.test_conditions import waits
 from tests.edgekit.controller.test_with_an_agent import fleet_of_one
 from tests.simulators.control import TARGET

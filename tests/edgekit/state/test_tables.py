@@ -20,8 +20,8 @@ from edgekit.rollout.cohort import Cohort, Device
 from edgekit.rollout.plan import RolloutPlan, Wave
 from edgekit.rollout.values import Aborted, DeviceState, Paused, Resumed, RolloutState
 from edgekit.state import Work, open_fleet_state
-from edgekit.state.assignments import assign
-from edgekit.state.report_writer import check_report
+from edgekit.state.fleet.report_writer import check_report
+from edgekit.state.rollout.assignments import assign
 from edgekit.state.tables import MIGRATIONS, metadata, migration_config, open_database
 from edgekit.trust.assignment import Entry
 from tests.simulators.postgres import emptied, missing, running_postgres
@@ -211,7 +211,7 @@ def test_two_processes_may_open_an_empty_database_at_once(url):
 OPENER = """
 import sys, threading, time
 from edgekit.state import Work, open_fleet_state
-from edgekit.state.report_writer import check_report
+from edgekit.state.fleet.report_writer import check_report
 
 threads = int(sys.argv[1])
 open_fleet_state("sqlite://", "f").close()  # what is imported late is imported now

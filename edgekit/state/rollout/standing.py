@@ -16,10 +16,10 @@ from edgekit.rollout.preflight import refusal
 from edgekit.rollout.standing import Standing
 from edgekit.rollout.values import DeviceState, RolloutState
 from edgekit.state._sql import FleetTable, to_json
-from edgekit.state.assignments import assign, assigned_entries
 from edgekit.state.audit import record, take_turn
-from edgekit.state.devices import read_report
-from edgekit.state.filters import cohort_condition, may_change
+from edgekit.state.fleet.devices import read_report
+from edgekit.state.fleet.filters import cohort_condition, may_change
+from edgekit.state.rollout.assignments import assign, assigned_entries
 from edgekit.state.tables import assignments, devices, reports, rollout_devices, rollouts, standing
 from edgekit.trust.assignment import Entry
 

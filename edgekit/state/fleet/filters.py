@@ -15,8 +15,8 @@ from edgekit.filters import All, Compare, Filter, Flag, Group, Not, OneOf, parse
 from edgekit.filters.values import Field, fields_of, groups_of
 from edgekit.rollout.cohort import Cohort
 from edgekit.state._sql import FleetTable, put
-from edgekit.state.attributes import LABEL, sorted_version
 from edgekit.state.audit import record
+from edgekit.state.fleet.attributes import LABEL, sorted_version
 from edgekit.state.tables import attributes, devices, groups, presence
 
 MAX_NESTING = 10

@@ -16,10 +16,10 @@ from edgekit.identity.series import StoredNumbers
 from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, Telemetry
 from edgekit.rollout.cohort import Cohort, Device
 from edgekit.state._sql import FleetTable, put_all, to_json, untrusted_json, untrusted_text
-from edgekit.state.attributes import put_labels
 from edgekit.state.audit import record, take_turn
-from edgekit.state.filters import cohort_condition, is_recent
-from edgekit.state.report_writer import CheckedReport, ReportWriter, check_report
+from edgekit.state.fleet.attributes import put_labels
+from edgekit.state.fleet.filters import cohort_condition, is_recent
+from edgekit.state.fleet.report_writer import CheckedReport, ReportWriter, check_report
 from edgekit.state.tables import assignments, commands, devices, events, presence, removed_devices, reports
 
 

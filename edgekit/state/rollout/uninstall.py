@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.rollout.values import DeviceState, RolloutState
 from edgekit.state._sql import FleetTable
-from edgekit.state.assignments import assign, assigned_entries, uninstalled
 from edgekit.state.audit import record
-from edgekit.state.devices import read_report
+from edgekit.state.fleet.devices import read_report
+from edgekit.state.rollout.assignments import assign, assigned_entries, uninstalled
 from edgekit.state.tables import devices, reports, rollout_devices, rollouts
 
 _ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)

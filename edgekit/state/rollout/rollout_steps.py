@@ -33,12 +33,12 @@ from edgekit.rollout.values import (
     Surveyed,
 )
 from edgekit.state._sql import put_all, to_json
-from edgekit.state.assignments import assign, assigned_entries, uninstalled
-from edgekit.state.rollout_rows import entry_of
+from edgekit.state.rollout.assignments import assign, assigned_entries, uninstalled
+from edgekit.state.rollout.rollout_rows import entry_of
 from edgekit.state.tables import rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
 
-_ENTRY = msgspec.json.Decoder(Entry)  # built at import, as in edgekit.state.rollout_rows
+_ENTRY = msgspec.json.Decoder(Entry)  # built at import, as in edgekit.state.rollout.rollout_rows
 
 _WORDS: dict[type, str] = {
     Paused: "pause",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekit.health.summary import Summary, summarise
-from edgekit.state.alarms import Alarm
-from edgekit.state.devices import DeviceView, StoredEvent
+from edgekit.state.fleet.alarms import Alarm
+from edgekit.state.fleet.devices import DeviceView, StoredEvent
 from edgekit.trust.assignment import Entry
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from edgekit.errors import NotFoundError, SettingsError
 from edgekit.rollout.cohort import Device
 from edgekit.rollout.values import RolloutState
 from edgekit.state._sql import FleetTable, put, to_json, untrusted_text
-from edgekit.state.attributes import put_labels
 from edgekit.state.audit import record
-from edgekit.state.commands import ASKED, EXPIRED, SENT
-from edgekit.state.devices import MAX_TEXT, read_device
+from edgekit.state.fleet.attributes import put_labels
+from edgekit.state.fleet.commands import ASKED, EXPIRED, SENT
+from edgekit.state.fleet.devices import MAX_TEXT, read_device
 from edgekit.state.tables import (
     alarms,
     assignments,

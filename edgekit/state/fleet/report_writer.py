@@ -11,7 +11,7 @@ from edgekit.bounds import MAX_INTEGER
 from edgekit.errors import DataError
 from edgekit.mqtt.messages import Reported
 from edgekit.state._sql import put_all, untrusted_json
-from edgekit.state.attributes import Attribute, ChangedRows, report_attributes, traits
+from edgekit.state.fleet.attributes import Attribute, ChangedRows, report_attributes, traits
 from edgekit.state.tables import assignments, presence, reports, telemetry_marks
 
 MAX_DEVICES = 10_000

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from edgekit.bounds import MAX_INTEGER
 from edgekit.errors import DataError
 from edgekit.state._sql import FleetTable, put, put_new, to_json
-from edgekit.state.devices import read_report
+from edgekit.state.fleet.devices import read_report
 from edgekit.state.tables import assignments, devices, reports
 from edgekit.trust.assignment import Entry
 

@@ -30,10 +30,10 @@ from edgekit.rollout.values import (
 )
 from edgekit.state._sql import FleetTable, to_json
 from edgekit.state.audit import record, take_turn
-from edgekit.state.devices import read_report
-from edgekit.state.filters import cohort_condition, may_change
-from edgekit.state.rollout_rows import read_progress, read_rollout
-from edgekit.state.rollout_steps import audited_change, save_step
+from edgekit.state.fleet.devices import read_report
+from edgekit.state.fleet.filters import cohort_condition, may_change
+from edgekit.state.rollout.rollout_rows import read_progress, read_rollout
+from edgekit.state.rollout.rollout_steps import audited_change, save_step
 from edgekit.state.tables import devices, reports, rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
 

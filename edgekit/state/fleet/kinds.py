@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from edgekit.mqtt.messages import Running
 from edgekit.rollout.cohort import Cohort
 from edgekit.state._sql import FleetTable
-from edgekit.state.devices import assigned_versions, read_report
-from edgekit.state.filters import cohort_condition
+from edgekit.state.fleet.devices import assigned_versions, read_report
+from edgekit.state.fleet.filters import cohort_condition
 from edgekit.state.tables import assignments, devices, reports
 
 MAX_NAMED = 500  # kinds in one condition

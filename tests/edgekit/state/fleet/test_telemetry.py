@@ -16,9 +16,9 @@ from edgekit.mqtt.messages import Event, Reported, Telemetry
 from edgekit.rollout.cohort import Device
 from edgekit.sketches.sketch import Sketch, made
 from edgekit.state import FleetState, open_fleet_state
-from edgekit.state.alarms import MAX_CLOSED_ALARMS
-from edgekit.state.drift import MAX_OPEN
-from edgekit.state.telemetry import check_telemetry
+from edgekit.state.fleet.alarms import MAX_CLOSED_ALARMS
+from edgekit.state.fleet.drift import MAX_OPEN
+from edgekit.state.fleet.telemetry import check_telemetry
 from tests.simulators.postgres import emptied, missing, running_postgres
 
 HOUR = 3600.0

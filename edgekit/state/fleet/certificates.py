@@ -10,8 +10,8 @@ from edgekit.identity.authority import Issued
 from edgekit.identity.join import StoredCode, check_use
 from edgekit.rollout.cohort import Device
 from edgekit.state._sql import FleetTable, to_json
-from edgekit.state.attributes import put_labels
 from edgekit.state.audit import record
+from edgekit.state.fleet.attributes import put_labels
 from edgekit.state.tables import certificates, devices, join_codes, removed_devices
 
 
