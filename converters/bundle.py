@@ -75,7 +75,7 @@ def measure_golden(
         raise ConversionError("the golden answers cannot be used: " + "; ".join(result.faults))
     share = _share(recipe, profile)
     limits = {
-        name: MARGIN * worst + max(SMALLEST_TOLERANCE, share * float(np.ptp(expected[name])))
+        name: MARGIN * worst + max(SMALLEST_TOLERANCE, share * _range(expected[name]))
         for name, worst in result.max_abs.items()
     }
     tolerances = tuple(Tolerance(name, artifact.runtime, limit) for name, limit in limits.items())
@@ -85,6 +85,11 @@ def measure_golden(
         best = np.sort(expected[task.output].astype(np.float64), axis=-1)
         decisive = bool((best[..., -1] - best[..., -2]).min() > 2 * limits[task.output])
     return Golden(rows, tolerances, decisive)
+
+
+def _range(answers: Array) -> float:
+    """Largest minus smallest answer; 0 for bytes and truth values, which are compared exactly."""
+    return float(np.ptp(answers.astype(np.float64))) if answers.dtype.kind in "fiu" and answers.size else 0.0
 
 
 def golden_rows(answers: Mapping[str, Array], decision: str) -> Array:

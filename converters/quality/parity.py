@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from edgekit.bundle.spread import largest_deviations, spreads
+from edgekit.bundle.spread import largest_by_group, largest_deviations, spreads
 from edgekit.errors import ParityError
 from edgekit.tensors import Array
 
@@ -17,6 +17,7 @@ FLOAT16_RELATIVE = 1e-2
 # For answers of a source, by the coarsest float that it computes in.
 SOURCE_RELATIVE = {"float32": 1e-4, "float64": 1e-4, "float16": 3e-2, "bfloat16": 2e-1}
 NOISE_MULTIPLE = 10.0  # of the float model's own noise, which counts as equal too
+ROUNDINGS = 4.0 * float(np.finfo(np.float32).eps)  # of the largest answer: float32 cannot hold it more exactly
 SMALLEST_LIMIT = 1e-30
 
 
@@ -179,7 +180,8 @@ def tolerances(
     """The largest difference of each output that counts as equal; the arrays broadcast with the answers.
 
     It is `relative` times the largest deviation from the mean answer, which an offset does not change, or
-    `NOISE_MULTIPLE` times the model's own noise if that is more. Integers must be equal, up to the noise.
+    `NOISE_MULTIPLE` times the model's own noise if that is more, and at least `ROUNDINGS` of the largest answer.
+    Integers must be equal, up to the noise.
 
     Args:
         reference: Answers of the float model (N, ...) by output.
@@ -188,11 +190,18 @@ def tolerances(
     """
     limits = {}
     for name, value in reference.items():
-        limit = relative * largest_deviations(value, spreads(value)) if value.dtype.kind == "f" else np.zeros(1)
+        limit = _float_limit(value, relative) if value.dtype.kind == "f" else np.zeros(1)
         if noise is not None and name in noise:
             limit = np.maximum(limit, NOISE_MULTIPLE * noise[name])
         limits[name] = np.maximum(limit, SMALLEST_LIMIT)
     return limits
+
+
+def _float_limit(value: Array, relative: float) -> Array:
+    spread = spreads(value)
+    rounding = ROUNDINGS * largest_by_group(np.abs(value.astype(np.float64)), spread)
+    limit: Array = np.maximum(relative * largest_deviations(value, spread), rounding)
+    return limit
 
 
 def require(parity: Parity) -> None:

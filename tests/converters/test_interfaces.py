@@ -108,3 +108,18 @@ def test_bundle_for_litert_keeps_the_interface_of_the_source(tmp_path: Path) -> 
         source, targets=["raspberry-pi-4"], output=tmp_path / "out", dims={"width": 5}, fixed={"sr": 3}, **PLAIN
     )
     require_interface(Path(report.bundle), source)
+
+
+def test_outputs_of_truth_values_are_converted(tmp_path: Path) -> None:
+    """An output of bools is compared exactly, also by the device's self-test."""
+    nodes = [NODE("MatMul", ["x", "w"], ["y"]), NODE("Greater", ["y", "zero"], ["positive"])]
+    weights = {"w": np.random.default_rng(0).normal(0, 0.4, (3, 4)).astype(np.float32), "zero": np.float32(0)}
+    model = models.model_of(nodes, {"x": ["n", 3]}, {"y": ["n", 4], "positive": ["n", 4]}, weights)
+    model.graph.output[1].type.tensor_type.elem_type = TensorProto.BOOL
+    onnx.save(model, tmp_path / "m.onnx")
+    [report] = convert(tmp_path / "m.onnx", targets=["server"], output=tmp_path, **PLAIN)
+    bundle = Path(report.bundle)
+    manifest = parse_manifest((bundle / "manifest.json").read_bytes())
+    runtime = open_runtime(manifest, bundle)
+    assert self_test(runtime, manifest, (bundle / "golden.npz").read_bytes()).passed
+    runtime.close()

@@ -13,6 +13,7 @@ from converters.frontends.onnx import canonical
 from converters.graph.float64 import answers_in_float64
 from converters.graph.graph import Graph
 from converters.noise import noise_of, noisiest_layer
+from converters.quality.parity import FLOAT32_RELATIVE, tolerances
 from edgekit.errors import ParityError
 from tests.simulators.models import model_of
 
@@ -150,3 +151,10 @@ def test_rough_fourier_transform_counts_as_noise(tmp_path):
         read = source(model, tmp_path)
         found[size] = float(noise_of(read, samples, read.answers(samples.inputs)).by_output["y"].max())
     assert found[320] > 20 * found[256]
+
+
+def test_limit_is_never_below_the_rounding_of_the_answers():
+    """Answers of 0.25 that differ by 1e-5 only: float32 holds them to 1e-8, so a change of 3e-8 is no fault."""
+    answers = (0.25 + 1e-5 * np.random.default_rng(0).normal(size=(30, 4))).astype(np.float32)
+    [limit] = tolerances({"y": answers}, FLOAT32_RELATIVE).values()
+    assert 3e-8 < float(limit.max()) < 2e-7

@@ -8,6 +8,7 @@ import msgspec
 import onnx
 
 from converters.frontends.interface.axes import BatchAxes, Dims, is_batch_name, is_free, likely_batches, open_axes
+from converters.frontends.interface.deciding import ONE_DECISION, decides_by_value
 from converters.frontends.interface.protobuf import declared_dims, dims_of, inputs_of
 from converters.frontends.interface.trial import joined, opened, plausible_row, same, with_free_batch
 from edgekit.errors import DataError, RuntimeLoadError
@@ -123,6 +124,8 @@ def _proven(model: onnx.ModelProto, axes: BatchAxes) -> Found:
             shapes = _shapes(alone[0])
             if _shapes(alone[1]) != shapes:  # sizes that depend on values; the checks of operators say where to cut
                 return msgspec.structs.replace(_declared(model, axes), free=False)
+            if decides_by_value(model.graph, [name for name, axis in axes.items() if axis is not None]):
+                return _one_row(model, axes, shapes, ONE_DECISION)
             try:
                 pairs = {pair: runtime.run(joined([rows[i] for i in pair], axes)) for pair in PAIRS}
             except Failed:

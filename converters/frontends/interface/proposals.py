@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -84,7 +85,7 @@ def refusal(
     axes = "; ".join(
         f"input {name} has the shape [{text_of(dims_of(values[name]))}] with the free "
         f"{'axis' if len(indices) == 1 else 'axes'} "
-        + ", ".join(f"{index} ({axis_name(dims_of(values[name]), index)})" for index in indices)
+        + ", ".join(_axis_text(dims_of(values[name]), index) for index in indices)
         for name, indices in free.items()
     )
     return ModelFormatError(
@@ -103,8 +104,18 @@ def flags(values: Mapping[str, Any], free: Mapping[str, list[int]], sizes: Mappi
             flags.update(dict.fromkeys(f"--dim {dims[index]}={sizes[name, index]}" for index in indices))
         else:
             shape = [axis if isinstance(axis, int) else sizes.get((name, index), 1) for index, axis in enumerate(dims)]
-            flags[f"--input-shape {name}={','.join(map(str, shape))}"] = None
+            text = f"{name}={','.join(map(str, shape))}"
+            flags[f"--input-shape {_pasted(text)}"] = None
     return list(flags)
+
+
+def _pasted(text: str) -> str:
+    """`text` as a shell takes it; letters of other alphabets need no quotes."""
+    return text if re.fullmatch(r"[\w:./,=@%+-]+", text) else shlex.quote(text)
+
+
+def _axis_text(dims: Dims, index: int) -> str:
+    return f"{index} ({dims[index]})" if dims[index] else str(index)
 
 
 def axis_name(dims: Dims, index: int) -> str:

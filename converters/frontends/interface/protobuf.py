@@ -80,10 +80,16 @@ def all_graphs(graph: Any) -> Iterator[Any]:
     """A graph and the graphs in its nodes, branches and loop bodies too."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.output:
-                    yield from all_graphs(inner)
+        for inner in inner_graphs(node):
+            yield from all_graphs(inner)
+
+
+def inner_graphs(node: Any) -> Iterator[Any]:
+    """The branches or the body in a node."""
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            if inner.node or inner.output:
+                yield inner
 
 
 def names_read(model: onnx.ModelProto) -> set[str]:

@@ -11,11 +11,10 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from converters.frontends.onnx.nodes import attribute_of, inner_graphs
+from converters.frontends.onnx.nodes import RANDOM, attribute_of, inner_graphs
 from edgekit.tensors import Array
 
 LARGEST = 4096  # elements of a value that is worth computing: conditions and shapes are small
-RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 # A shape with None for each size that is not known.
 Sizes = tuple[int | None, ...]
 
@@ -32,7 +31,8 @@ def known_values(model: onnx.ModelProto, shapes: Mapping[str, Sizes]) -> dict[st
     sizes: dict[str, Sizes] = {}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            known |= _constant(node)
+            value = value_of_constant(node)
+            known |= {node.output[0]: value} if value is not None else {}
         elif node.op_type == "Shape" and node.input[0] in shapes:
             start, end = attribute_of(node, "start", None), attribute_of(node, "end", None)
             sizes[node.output[0]] = shapes[node.input[0]][start:end]
@@ -66,14 +66,15 @@ def _part(node: Any, sizes: Sizes, known: Mapping[str, Array]) -> Sizes | None:
     return None if result is None else tuple(None if size < 0 else int(size) for size in result.reshape(-1))
 
 
-def _constant(node: Any) -> dict[str, Array]:
+def value_of_constant(node: Any) -> Array | None:
+    """The value of a Constant node; None where it is large, sparse or text."""
     for attribute in node.attribute:
         if attribute.name == "value" and np.prod(attribute.t.dims) <= LARGEST:
-            return {node.output[0]: numpy_helper.to_array(attribute.t)}
+            return np.asarray(numpy_helper.to_array(attribute.t))
         if attribute.name in ("value_float", "value_int", "value_floats", "value_ints"):
             kind = np.float32 if "float" in attribute.name else np.int64
-            return {node.output[0]: np.array(helper.get_attribute_value(attribute), dtype=kind)}
-    return {}
+            return np.array(helper.get_attribute_value(attribute), dtype=kind)
+    return None
 
 
 def _can_compute(node: Any, known: Mapping[str, Array]) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 
 import onnx
 
+RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+
 
 def all_graphs(graph: Any) -> Iterator[Any]:
     """`graph` and every graph inside it."""

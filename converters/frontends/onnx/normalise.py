@@ -18,6 +18,7 @@ from converters.frontends.onnx.nodes import all_nodes, name_nodes
 from converters.frontends.onnx.opset import at_opset, require_known_operators
 from converters.frontends.onnx.quantized import refuse_quantized
 from converters.frontends.onnx.repair import repaired
+from converters.frontends.onnx.repeatable import require_repeatable
 from converters.frontends.onnx.shapes import correct_shapes, known_shapes
 from converters.frontends.onnx.source import inlined, source_model
 from converters.frontends.onnx.tails import refuse_tail, tail_of
@@ -32,14 +33,19 @@ CUSTOM_ADVICE = {
     "com.ms.internal.nhwc": OPTIMIZED_ADVICE,
     "ai.onnx.ml": "It is an operator of trees and other classical models; edgekit converts neural networks.",
 }
+TEXT_ADVICE = {
+    "input": "Export the model from the first numbers on, and make them before the model: for word pieces, the step "
+    "word-pieces does it (docs/preprocess.md).",
+    "output": "Cut the model before it with --cut OUTPUT[,OUTPUT], and look the text up in the application.",
+}
 
 
 def load_onnx(path: Path, stated: Stated = NOTHING) -> Graph:
     """Read an .onnx file, and its external data file beside it if it has one.
 
     Raises:
-        ModelFormatError: The file is not ONNX, is truncated or quantized, lacks its external data, or has free axes
-            besides the batch whose sizes `stated` does not give.
+        ModelFormatError: The file is not ONNX, is truncated or quantized, lacks its external data, draws random
+            numbers, or has free axes besides the batch whose sizes `stated` does not give.
         UnsupportedOpError: A node's domain is not ONNX's own.
         SettingsError: `stated` does not fit the model.
     """
@@ -58,7 +64,7 @@ def canonical(model: onnx.ModelProto, source: str, stated: Stated = NOTHING) -> 
         ModelFormatError, UnsupportedOpError, SettingsError: As `load_onnx`.
     """
     model = inlined(repaired(model), source)
-    _refuse_sequences(model, source)
+    _require_tensors_of_numbers(model, source)
     refuse_quantized(model, source)
     dtypes = dtypes_of(model)
     model = all_float32(model, source)
@@ -74,12 +80,13 @@ def canonical(model: onnx.ModelProto, source: str, stated: Stated = NOTHING) -> 
         raise refuse_tail(tail, source)
     _check(model, source)
     require_finite_weights(model, source)
+    require_repeatable(model, source)
     graph = canonical_graph(model, settled, source, dtypes)
     name_nodes(graph.model)  # this graph was made just now, and nobody else holds it
     return graph
 
 
-def _refuse_sequences(model: onnx.ModelProto, source: str) -> None:
+def _require_tensors_of_numbers(model: onnx.ModelProto, source: str) -> None:
     for side, values in (("input", model.graph.input), ("output", model.graph.output)):
         for value in values:
             kind = value.type.WhichOneof("value")
@@ -87,6 +94,11 @@ def _refuse_sequences(model: onnx.ModelProto, source: str) -> None:
                 raise ModelFormatError(
                     f"{source}: {side} {value.name} is no tensor but a {kind.removesuffix('_type').replace('_', ' ')}",
                     advice="Export the model with tensors as inputs and outputs, or cut it with --cut OUTPUT[,OUTPUT].",
+                )
+            if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
+                raise ModelFormatError(
+                    f"{source}: {side} {value.name} holds texts, and edgekit converts models of numbers",
+                    advice=TEXT_ADVICE[side],
                 )
 
 

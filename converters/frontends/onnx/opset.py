@@ -57,8 +57,20 @@ def require_known_operators(model: onnx.ModelProto) -> None:
     for node in all_nodes(model.graph):
         if not node.domain and not onnx.defs.has(node.op_type, version, ""):
             raise UnsupportedOpError(
-                node.op_type, label(node), backend=f"any target: ONNX opset {version} has no such operator"
+                node.op_type,
+                label(node),
+                backend=f"any target: ONNX opset {version} has no such operator",
+                advice=_other_opset(node.op_type, version),
             )
+
+
+def _other_opset(operator: str, version: int) -> str:
+    """Advice for an operator that opset `version` does not have: an opset that has it."""
+    having = [one for one in range(CANONICAL_OPSET, MAX_OPSET + 1) if onnx.defs.has(operator, one, "")]
+    later = [one for one in having if one > version]
+    if later or having:
+        return f"Export the model again with opset {(later or having)[0]}, which has it."
+    return "Export the model again with operators of ONNX only (https://onnx.ai/onnx/operators)."
 
 
 def _not_converted(

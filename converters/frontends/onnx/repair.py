@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from graphlib import CycleError, TopologicalSorter
+
 import onnx
 from onnx import helper
 
-from converters.frontends.onnx.nodes import all_graphs, all_nodes, free_name, taken_names
+from converters.frontends.onnx.nodes import all_graphs, all_nodes, free_name, inner_graphs, taken_names
 
 MIN_IR, MAX_IR = 8, 11  # of the file format: the oldest supported ONNX Runtime refuses newer ones
 STANDARD = ("", "ai.onnx")
@@ -14,9 +16,9 @@ STANDARD = ("", "ai.onnx")
 def repaired(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of the model in the form that later steps expect.
 
-    Weights are not inputs, domains that no node uses are not imported, every output is made by a node of its own and is
-    given out once, a default that ONNX's shape inference mistakes is stated, and the version of the file format is one
-    that every supported ONNX Runtime reads.
+    Weights are not inputs, domains that no node uses are not imported, a node comes after those that it reads, every
+    output is made by a node of its own and is given out once, a default that ONNX's shape inference mistakes is stated,
+    and the version of the file format is one that every supported ONNX Runtime reads.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -31,6 +33,7 @@ def repaired(model: onnx.ModelProto) -> onnx.ModelProto:
     for graph in all_graphs(copy.graph):
         _drop_initializer_inputs(graph)
         _drop_repeated_initializers(graph)
+        _sort_nodes(graph)
     give_outputs_nodes(copy.graph)
     return copy
 
@@ -62,6 +65,28 @@ def _drop_repeated_initializers(graph: onnx.GraphProto) -> None:
     for index in reversed(range(len(graph.initializer))):
         if last[graph.initializer[index].name] != index:
             del graph.initializer[index]
+
+
+def _sort_nodes(graph: onnx.GraphProto) -> None:
+    """Move nodes that stand before the nodes whose results they read; a graph with a cycle stays as it is."""
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    reads = [{makers[name] for name in _names_read(node) if name in makers} for node in graph.node]
+    if all(before < index for index, made in enumerate(reads) for before in made):
+        return
+    try:
+        order = list(TopologicalSorter(dict(enumerate(reads))).static_order())
+    except CycleError:
+        return
+    nodes = [onnx.NodeProto.FromString(graph.node[index].SerializeToString()) for index in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _names_read(node: onnx.NodeProto) -> set[str]:
+    """The tensors that a node and the graphs inside it read; names that an inner graph makes itself are among them."""
+    inner = {name for graph in inner_graphs(node) for child in all_nodes(graph) for name in child.input}
+    given = {value.name for one in inner_graphs(node) for graph in all_graphs(one) for value in graph.output}
+    return {*node.input, *inner, *given}
 
 
 def give_outputs_nodes(graph: onnx.GraphProto) -> None:

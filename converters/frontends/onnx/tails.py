@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from converters.frontends.onnx.known_values import value_of_constant
 from converters.frontends.onnx.nodes import all_nodes, attribute_of, inner_graphs
 from converters.graph.graph import label
 from edgekit.errors import UnsupportedOpError
@@ -198,18 +199,20 @@ def _depends_on_inputs(graph: Any) -> set[str]:
 
 
 def _suppression(node: Any, graph: Any) -> Suppression:
-    def number(index: int, default: float) -> float:
+    """The settings of a node: a usual value for one that is computed, ONNX's default for one that is absent."""
+
+    def number(index: int, usual: float, absent: float) -> float:
         name = node.input[index] if len(node.input) > index else ""
         value = constant_of(graph, name)
-        return float(value.reshape(-1)[0]) if value is not None and value.size else default
+        return float(value.reshape(-1)[0]) if value is not None and value.size else usual if name else absent
 
     return Suppression(
         boxes=node.input[0],
         scores=node.input[1],
         centers=attribute_of(node, "center_point_box", 0) == 1,
-        overlap=number(3, 0.5),
-        least=number(4, 0.25),
-        most=int(min(number(2, 100.0), 10_000.0)),
+        overlap=number(3, 0.5, 0.0),
+        least=number(4, 0.25, 0.0),
+        most=int(min(number(2, 100.0, 100.0), 10_000.0)),
     )
 
 
@@ -219,8 +222,8 @@ def constant_of(graph: Any, name: str) -> Array | None:
         if tensor.name == name:
             return np.asarray(numpy_helper.to_array(tensor))
     for node in graph.node:
-        if name in node.output and node.op_type == "Constant" and (value := attribute_of(node, "value", None)):
-            return np.asarray(numpy_helper.to_array(value))
+        if name in node.output and node.op_type == "Constant":
+            return value_of_constant(node)
     return None
 
 

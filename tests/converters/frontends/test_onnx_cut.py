@@ -115,6 +115,18 @@ def test_automatic_cut_writes_the_suppression_as_a_step(tmp_path, centers, form)
     assert not processing_faults(Processing(after=steps), graph.logical_inputs, graph.logical_outputs)
 
 
+def test_absent_settings_of_a_suppression_are_onnx_defaults(tmp_path):
+    """Without a threshold no box is dropped for its score, and boxes that overlap at all are; settings may be nodes."""
+    tail = [
+        *PARTS,
+        node("Constant", [], "few", value_ints=[7]),
+        node("NonMaxSuppression", ["boxes", "classes_first", "few"], "selected"),
+    ]
+    path = models.saved(detector(tail, SELECTED), tmp_path / "m.onnx")
+    [nms] = steps_after_cut(path, ("auto",))
+    assert (nms.least, nms.overlap, nms.most) == (0.0, 0.0, 7)
+
+
 def test_automatic_cut_gives_what_the_model_gave(tmp_path):
     """The cut model with its steps finds the boxes that the operator selects."""
     tail = [*PARTS, suppression("boxes", "classes_first", center_point_box=1)]

@@ -9,6 +9,7 @@ from converters.frontends.onnx import canonical, load_onnx, onnx_answers
 from converters.frontends.onnx.floats import dtypes_of, precision_of
 from converters.frontends.onnx.foreign import one_line
 from converters.graph.graph import joined
+from converters.graph.stated import Stated
 from edgekit.errors import ConversionError, ModelFormatError, UnsupportedOpError
 from tests.simulators import models
 
@@ -316,6 +317,79 @@ def test_sequence_is_named(tmp_path):
     model.graph.input.append(helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None))
     with pytest.raises(ModelFormatError, match="input s is no tensor but a sequence"):
         load_onnx(models.saved(model, tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_texts_are_refused_with_what_to_do(tmp_path, side):
+    """A tensor of texts is named; nothing later fails on it."""
+    to = TensorProto.STRING if side == "output" else TensorProto.FLOAT
+    model = models.model_of([helper.make_node("Cast", ["x"], ["y"], to=to)], {"x": ["n", 4]}, {"y": ["n", 4]})
+    values = model.graph.output if side == "output" else model.graph.input
+    values[0].type.tensor_type.elem_type = TensorProto.STRING
+    with pytest.raises(ModelFormatError, match=f"{side} [xy] holds texts") as caught:
+        load_onnx(models.saved(model, tmp_path / "m.onnx"))
+    assert caught.value.advice
+
+
+def test_nodes_in_any_order_are_read(tmp_path):
+    """A node may stand before the one whose result it reads, as ONNX Runtime allows; a cycle is refused."""
+    nodes = [helper.make_node("Relu", ["m"], ["y"]), helper.make_node("Neg", ["x"], ["m"])]
+    same(models.model_of(nodes, {"x": ["n", 4]}, {"y": ["n", 4]}), tmp_path, rows(5, 4))
+    nodes[1].input[0] = "y"
+    with pytest.raises(ModelFormatError, match="not a valid ONNX model"):
+        load_onnx(models.saved(models.model_of(nodes, {"x": ["n", 4]}, {"y": ["n", 4]}), tmp_path / "m.onnx"))
+
+
+def random_forms():
+    yes = {"share": np.float32(0.5), "yes": np.array(True)}
+    yield [helper.make_node("Dropout", ["x", "share", "yes"], ["y"], name="noisy")], yes, "model.eval"
+    noise = [
+        helper.make_node("RandomNormalLike", ["x"], ["r"], name="noisy"),
+        helper.make_node("Add", ["x", "r"], ["y"]),
+    ]
+    yield noise, {}, "--fix noise_scale=0"
+
+
+@pytest.mark.parametrize(("nodes", "constants", "advice"), list(random_forms()), ids=["dropout", "noise"])
+def test_model_that_draws_random_numbers_is_refused(tmp_path, nodes, constants, advice):
+    """Two runs on the same inputs differ, so nothing can be proven: the layer is named, with what to do."""
+    model = models.model_of(nodes, {"x": ["n", 4]}, {"y": ["n", 4]}, constants)
+    with pytest.raises(ModelFormatError, match=r"\(layer 'noisy'\) draws random numbers") as caught:
+        load_onnx(models.saved(model, tmp_path / "m.onnx"))
+    assert advice in caught.value.advice
+
+
+def test_random_numbers_that_change_nothing_are_no_obstacle(tmp_path):
+    """Noise that is multiplied by 0, as with --fix noise_scale=0, leaves the answers repeatable."""
+    nodes = [
+        helper.make_node("RandomNormalLike", ["x"], ["r"]),
+        helper.make_node("Mul", ["r", "scale"], ["s"]),
+        helper.make_node("Add", ["x", "s"], ["y"]),
+    ]
+    model = models.model_of(nodes, {"x": ["n", 4], "scale": [1]}, {"y": ["n", 4]})
+    with pytest.raises(ModelFormatError, match="draws random numbers"):
+        load_onnx(models.saved(model, tmp_path / "m.onnx"))
+    graph = load_onnx(models.saved(model, tmp_path / "m.onnx"), Stated(fixed={"scale": 0}))
+    assert graph.run({"x": rows(3, 4)})["y"].shape == (3, 4)
+
+
+def test_normalization_in_training_mode_is_refused(tmp_path):
+    """It normalizes each batch by itself, so it is no step that a device could run row by row."""
+    one = np.ones(3, np.float32)
+    outputs = ["y", "new_mean", "new_var"]
+    node = helper.make_node("BatchNormalization", ["x", *"abcd"], outputs, name="bn", training_mode=1)
+    model = models.model_of([node], {"x": ["n", 3]}, {"y": ["n", 3]}, dict.fromkeys("abcd", one))
+    with pytest.raises(ModelFormatError, match=r"'bn'.* is in training mode") as caught:
+        load_onnx(models.saved(model, tmp_path / "m.onnx"))
+    assert "model.eval()" in caught.value.advice
+
+
+def test_operator_of_a_newer_operator_set_says_which_to_export(tmp_path):
+    """Mish came with opset 18."""
+    model = models.model_of([helper.make_node("Mish", ["x"], ["y"])], {"x": ["n", 4]}, {"y": ["n", 4]})
+    with pytest.raises(UnsupportedOpError, match="opset 17 has no such operator") as caught:
+        load_onnx(models.saved(model, tmp_path / "m.onnx"))
+    assert "opset 18" in caught.value.advice
 
 
 def test_foreign_messages_are_shortened():
