@@ -120,6 +120,7 @@ class WebhookService:
                 table.release(batch.webhook)
                 return
             if fault := self._attempt(batch, notice):
+                fault = f"{notice.id}: {fault}"
                 self.failures += 1
                 wait = retry_seconds(failures + 1)
                 log.warning("webhook %d: %s; next attempt in %.0f s", batch.webhook, fault, wait)

@@ -23,6 +23,7 @@ KINDS = ("rollout", "alarm", "audit")
 SECRET_PREFIX = "whsec_"  # noqa: S105  # of the Standard Webhooks specification
 MAX_ERROR = 500
 MAX_RETRY_SECONDS = 3600.0
+SKIPPED_AT_ONCE = 500  # rows that are looked through for the next notice
 _ROLLOUT_STEPS = ("rollout.assign", "rollout.keep", "rollout.bundle")  # many, and no decisions
 
 
@@ -143,6 +144,34 @@ class WebhookTable(FleetTable):
             connection.execute(webhooks.delete().where(mine))
             record(connection, self._fleet, self._author, "webhook.remove", number, now=now, before={"url": row.url})
 
+    def skip(self, number: int, now: float) -> Notice:
+        """Leave out the notice that a receiver is to get next, and post the one after it at once.
+
+        Returns:
+            The notice that was left out.
+
+        Raises:
+            NotFoundError: there is no such webhook, or it waits for nothing.
+        """
+        mine = sa.and_(webhooks.c.fleet == self._fleet, webhooks.c.id == min(number, MAX_ROW))
+        with self._writing() as connection:
+            stored = connection.execute(sa.select(webhooks).where(mine).with_for_update()).mappings().first()
+            if stored is None:
+                raise NotFoundError(f"there is no webhook {number}", advice="See: edgekit controller webhook list")
+            row = {str(name): value for name, value in stored.items()}
+            found = self._batch(connection, row, SKIPPED_AT_ONCE)
+            while not found.notices and found.reached != (row["audit_sent"], row["event_sent"]):
+                row |= {"audit_sent": found.reached[0], "event_sent": found.reached[1]}
+                found = self._batch(connection, row, SKIPPED_AT_ONCE)
+            if not found.notices:
+                raise NotFoundError(f"webhook {number} has got everything; there is nothing to leave out")
+            notice, reached = found.notices[0]
+            values = {"audit_sent": reached[0], "event_sent": reached[1], "failures": 0, "error": "", "next_at": 0.0}
+            connection.execute(webhooks.update().where(mine).values(**values))
+            left_out = {"notice": notice.id, "kind": notice.kind}
+            record(connection, self._fleet, self._author, "webhook.skip", number, now=now, after=left_out)
+        return notice
+
     def all(self) -> list[Webhook]:
         """All webhooks, oldest first."""
         later_audit = (
@@ -222,7 +251,7 @@ class WebhookTable(FleetTable):
             mine = sa.and_(webhooks.c.fleet == self._fleet, webhooks.c.id == number)
             connection.execute(webhooks.update().where(mine).values(**values))
 
-    def _batch(self, connection: sa.Connection, row: sa.RowMapping, limit: int) -> Batch:
+    def _batch(self, connection: sa.Connection, row: sa.RowMapping | dict[str, Any], limit: int) -> Batch:
         kinds = msgspec.json.decode(row["kinds"])
         newer = sa.select(audit).where(audit.c.fleet == self._fleet, audit.c.number > row["audit_sent"])
         changes = connection.execute(newer.order_by(audit.c.number).limit(limit)).mappings().all()

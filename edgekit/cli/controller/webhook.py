@@ -89,6 +89,24 @@ def list_webhooks(as_json: bool) -> None:
 
 @webhook.command()
 @click.argument("number", metavar="ID", type=ROLLOUT)
+@json_option
+def skip(number: int, as_json: bool) -> None:
+    """Leave out the next notice of the receiver ID, which it refuses; those after it are posted at once.
+
+    \b
+    Example:
+      edgekit controller webhook skip 1
+    """
+    with fleet_state(control_settings()) as state:
+        notice = state.webhooks.skip(number, time.time())
+    if as_json:
+        print_json(notice)
+        return
+    note(f"webhook {number} does not get {notice.id} ({notice.kind} of {notice.subject or 'the fleet'})")
+
+
+@webhook.command()
+@click.argument("number", metavar="ID", type=ROLLOUT)
 def remove(number: int) -> None:
     """Remove the receiver ID; it gets nothing more.
 

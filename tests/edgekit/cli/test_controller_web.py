@@ -126,6 +126,8 @@ def test_webhooks_are_made_listed_served_and_removed(shell: Shell) -> None:
                 assert time.monotonic() < end
                 time.sleep(0.05)
         assert json.loads(server.got[0][1])["kind"] == "device.enroll"
+    shell("edgekit device label pi-1 site=a")
+    assert shell.json("edgekit controller webhook skip 1 --json")["kind"] == "device.label"
     shell("edgekit controller webhook remove 1")
     assert shell.json("edgekit controller webhook list --json") == []
     shell("edgekit controller webhook remove 1", expect=1)

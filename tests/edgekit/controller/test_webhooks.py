@@ -14,7 +14,7 @@ import pytest
 from edgekit.clock import SystemClock
 from edgekit.controller.posting import check_receiver, post
 from edgekit.controller.webhooks import LEASE_SECONDS, WebhookService, retry_seconds, signed_headers
-from edgekit.errors import SettingsError, UnavailableError
+from edgekit.errors import NotFoundError, SettingsError, UnavailableError
 from edgekit.mqtt.messages import Event
 from edgekit.rollout.cohort import Device
 from edgekit.rollout.plan import RolloutPlan, parse_waves
@@ -48,6 +48,11 @@ def start(state: FleetState, model: str = "m") -> int:
 
 def alarm(state: FleetState, message: str = "wrong answers", error: str = "SelfTestError") -> None:
     state.devices.add_event(Event("pi-1", "refused", 5.0, "m", error, message), SystemClock.wall())
+
+
+def first_start(state: FleetState) -> int:
+    """The number of the audit entry of the first start."""
+    return next(one.number for one in state.audit.entries() if one.what == "rollout.start")
 
 
 def kinds(server: http.server.ThreadingHTTPServer) -> list[str]:
@@ -111,7 +116,8 @@ async def test_what_a_receiver_refuses_is_sent_again_in_order(state: FleetState)
         await service(state, clock).round()
         assert kinds(server) == ["rollout.start"]
         (waiting,) = state.webhooks.all()
-        assert (waiting.failures, waiting.error, waiting.pending) == (1, "the receiver answered 500", 2)
+        refused = f"audit-{first_start(state)}: the receiver answered 500"
+        assert (waiting.failures, waiting.error, waiting.pending) == (1, refused, 2)
         clock.ahead = 6.0
         await service(state, clock).round()
         assert kinds(server) == ["rollout.start"] * 2
@@ -127,6 +133,27 @@ async def test_what_a_receiver_refuses_is_sent_again_in_order(state: FleetState)
         assert len({headers["webhook-id"] for headers, _ in server.got}) == 2
     (done,) = state.webhooks.all()
     assert (done.failures, done.error, done.pending) == (0, "", 0)
+
+
+async def test_an_operator_can_leave_out_what_a_receiver_always_refuses(state: FleetState) -> None:
+    """The next notice is posted at once, the audit log keeps which one was left out, and no other is passed over."""
+    with receiver(400) as server:
+        webhook, _ = state.webhooks.add(server.url, ("rollout", "alarm"), 5.0)
+        number = start(state)
+        alarm(state)
+        state.rollouts.apply(number, Aborted(), SystemClock.wall())
+        await service(state).round()
+        assert kinds(server) == ["rollout.start"]
+        left_out = state.webhooks.skip(webhook.id, SystemClock.wall())
+        assert left_out.kind == "rollout.start"
+        await service(state).round()
+        assert kinds(server) == ["rollout.start", "rollout.abort", "alarm"]
+        entry = next(one for one in state.audit.entries() if one.what == "webhook.skip")
+        assert entry.after == {"notice": left_out.id, "kind": "rollout.start"}
+        with pytest.raises(NotFoundError, match="has got everything"):
+            state.webhooks.skip(webhook.id, SystemClock.wall())
+        with pytest.raises(NotFoundError, match="there is no webhook 77"):
+            state.webhooks.skip(77, SystemClock.wall())
 
 
 async def test_nothing_is_lost_while_no_controller_runs(state: FleetState) -> None:
