@@ -86,7 +86,7 @@ class _Training:
             else:
                 total += tf.reduce_mean(tf.square(values[name] - expected)) / self._spreads[name]
         errors = [
-            tf.reduce_mean(tf.square(values[name] - expected)) / self._spreads[name]
+            tf.reduce_mean(tf.square(tf.reshape(values[name], tf.shape(expected)) - expected)) / self._spreads[name]
             for name, expected in parts["layers"].items()
         ]
         return total + LAYER_WEIGHT * tf.add_n(errors) / len(errors) if errors else total

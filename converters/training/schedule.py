@@ -17,7 +17,8 @@ class Lesson(msgspec.Struct, frozen=True):
     Attributes:
         inputs: Inputs (N, ...) by name.
         answers: Answers (N, ...) of the original model, by output.
-        layers: Outputs (N, ...) of the original layers without the removed channels, by tensor.
+        layers: Outputs of the original layers without the removed channels, by tensor: (N, ...), or (N, k, ...) where
+            the tensor's first axis is rows times k.
         decision: The output that holds class scores; empty without classes.
         logits: These scores go through a softmax first.
         labels: Class indices (N,); None without labels.

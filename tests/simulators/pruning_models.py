@@ -110,6 +110,44 @@ def flat_attention():
     return net, net.op("Reshape", answer, net.constant([-1, WORDS, 5], np.int64))
 
 
+def words_first_attention():
+    """As PyTorch's MultiheadAttention is exported: layers over (words, batch, width), heads merged with the batch."""
+    net, depth = Words(), WIDTH // HEADS
+    turned = net.op("Transpose", "x", perm=[1, 0, 2])
+    merged, apart = (net.constant(shape, np.int64) for shape in ([WORDS, -1, depth], [-1, HEADS, WORDS, depth]))
+    parts = []
+    for _ in range(3):
+        part = net.op("Reshape", net.dense(turned, WIDTH, WIDTH), merged)
+        parts.append(net.op("Reshape", net.op("Transpose", part, perm=[1, 0, 2]), apart))
+    query, key, value = parts
+    first, end, axis = (net.constant([number], np.int64) for number in (0, -2, 0))
+    begin = net.op("Slice", net.op("Shape", key), first, end, axis)
+    key = net.op("Reshape", key, net.constant([-1, WORDS, depth], np.int64))
+    shape = net.op("Concat", begin, net.constant([depth], np.int64), net.constant([WORDS], np.int64), axis=0)
+    key = net.op("Reshape", net.op("Transpose", key, perm=[0, 2, 1]), shape)
+    mixed = net.op("MatMul", net.op("Softmax", net.op("MatMul", query, key), axis=-1), value)
+    flat = net.op("Reshape", net.op("Transpose", mixed, perm=[2, 0, 1, 3]), net.constant([-1, WIDTH], np.int64))
+    answer = net.op("Reshape", net.dense(flat, WIDTH, 5), net.constant([WORDS, -1, 5], np.int64))
+    return net, net.op("Transpose", answer, perm=[1, 0, 2])
+
+
+def shared_keys():
+    """Grouped heads: two heads of keys and values, each repeated for two heads of queries, by a computed shape."""
+    net, depth, groups = Words(), WIDTH // HEADS, HEADS // 2
+    shape = net.constant([0, WORDS, groups, depth], np.int64)
+    batch = net.op("Shape", "x", start=0, end=1)
+    wide = [net.constant([size], np.int64) for size in (groups, 2, WORDS, depth)]
+    wide_shape = net.op("Concat", batch, *wide, axis=0)
+    query = net.heads(net.dense("x", WIDTH, WIDTH))
+    parts = []
+    for _ in range(2):
+        part = net.op("Transpose", net.op("Reshape", net.dense("x", WIDTH, groups * depth), shape), perm=[0, 2, 1, 3])
+        part = net.op("Expand", net.op("Unsqueeze", part, net.constant([2], np.int64)), wide_shape)
+        parts.append(net.op("Reshape", part, net.constant([0, HEADS, WORDS, depth], np.int64)))
+    key = net.op("Transpose", parts[0], perm=[0, 1, 3, 2])
+    return net, net.dense(net.attended(query, key, parts[1]), WIDTH, 5)
+
+
 def transformer():
     """A layer with normalization, a residual stream, attention, and a wide inner part with GELU in single operators."""
     net = Words()
@@ -254,6 +292,8 @@ STRUCTURES = {
     "attention": attention,
     "joined attention": joined_attention,
     "flat attention": flat_attention,
+    "words first": words_first_attention,
+    "shared keys": shared_keys,
     "transformer": transformer,
     "gated": gated,
     "sliced": sliced,

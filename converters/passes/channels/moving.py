@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from converters.graph.graph import attributes
 from converters.passes.channels.groups import Channels, Lanes
+from converters.passes.channels.target_shapes import follows
 from edgekit.tensors import Array
 
 ENDLESS = 1 << 31  # an end of a Slice from here on means "to the end"
-HEAD_STEPS = 24  # operators between a reshape to heads and the product of heads
+HEAD_STEPS = 48  # operators between a reshape to heads and the product of heads
+RESHAPED = ("Expand", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
 FOLLOWED = (
     "Add",
     "Cast",
@@ -24,9 +24,9 @@ FOLLOWED = (
     "Slice",
     "Softmax",
     "Split",
-    "Squeeze",
     "Transpose",
     "Where",
+    *RESHAPED,
 )
 
 
@@ -122,14 +122,18 @@ def gathered(channels: Channels, number: int, node: Any) -> bool:
 
 
 def expanded(channels: Channels, number: int, node: Any) -> bool:
-    """Expand that repeats other axes, to a constant shape."""
+    """Expand that repeats other axes."""
     lanes, wanted = channels.lanes.get(node.input[0]), channels.graph.constants.get(node.input[1])
-    if lanes is None or wanted is None:
+    if lanes is None:
         return False
-    place = lanes.axis - (len(channels.sizes[node.input[0]]) - len(wanted))
-    if place < 0 or len(wanted) < len(channels.sizes[node.input[0]]):
+    rank = len(channels.sizes.get(node.output[0], ()))
+    place = lanes.axis + rank - len(channels.sizes[node.input[0]])
+    if place < 0 or (wanted is not None and len(wanted) != rank):
         return False
-    if int(wanted[place]) == len(lanes.ids) > 1:
+    if wanted is None:
+        if not follows(channels, node, place, lanes.ids, copied=False):
+            return False
+    elif int(wanted[place]) == len(lanes.ids) > 1:
         channels.counts[number, 1, place] = lanes.ids
     elif int(wanted[place]) != 1:
         return False
@@ -138,26 +142,19 @@ def expanded(channels: Channels, number: int, node: Any) -> bool:
 
 
 def transposed_axes(channels: Channels, number: int, node: Any) -> bool:
-    """Transpose: channels move with their axis. It keeps the batch first, or moves another axis than the channels."""
+    """Transpose: channels move with their axis."""
     lanes, order = channels.lanes.get(node.input[0]), list(attributes(node).get("perm", ()))
-    if lanes is None or not order or order.index(lanes.axis) == 0:
-        return False
-    if order[0] != 0 and len(order) < 4 and not _leads_to_recurrent(channels, node.output[0]):
+    if lanes is None or not order:
         return False
     channels.lanes[node.output[0]] = Lanes(order.index(lanes.axis), lanes.ids)
     return True
-
-
-def _leads_to_recurrent(channels: Channels, name: str) -> bool:
-    """True if only recurrent layers read the tensor; they have the time axis first."""
-    return all(node.op_type in ("LSTM", "GRU", "RNN") for node in channels.graph.consumers(name))
 
 
 def reshaped(channels: Channels, number: int, node: Any) -> bool:
     """A reshape after which each index along one axis still belongs to one channel, or to one group of channels."""
     lanes = channels.lanes.get(node.input[0])
     before, after = channels.sizes.get(node.input[0], ()), channels.sizes.get(node.output[0], ())
-    if lanes is None or lanes.axis == 0 or len(before) < 2 or len(after) < 2:
+    if lanes is None or len(before) < 2 or len(after) < 2:
         return False
     if None in before or None in after:
         return False
@@ -167,10 +164,11 @@ def reshaped(channels: Channels, number: int, node: Any) -> bool:
     channel_index = np.broadcast_to(np.arange(len(lanes.ids)).reshape(shape), old).reshape(new)
     axis, origin = _only_axis(channel_index)
     if axis is not None:
-        if axis == 0 or not _target_shape_can_shrink(channels, number, node, axis, lanes.ids[origin], lanes.axis):
+        ids = lanes.ids[origin]
+        if len(lanes.ids) == 1 or not _target_shape_can_shrink(channels, number, node, axis, ids, lanes.axis):
             return False
         channels.origins[node.output[0]] = origin
-        channels.lanes[node.output[0]] = Lanes(axis, lanes.ids[origin])
+        channels.lanes[node.output[0]] = Lanes(axis, ids)
         return True
     return _split_into_groups(channels, number, node, channel_index, lanes)
 
@@ -208,7 +206,7 @@ def head_axes(channels: Channels, name: str, rank: int) -> set[int]:
         tensor, axes = pending.pop(0)
         for node in channels.graph.consumers(tensor):
             if node.op_type == "MatMul" and not any(one in channels.graph.constants for one in node.input):
-                found |= {axis for axis in axes[1:-2] if axis}
+                found |= {axis for axis in axes[:-2] if axis is not None}
             elif node.op_type in FOLLOWED:
                 moved = _moved(channels, node, axes)
                 pending += [
@@ -225,10 +223,26 @@ def _moved(channels: Channels, node: Any, axes: tuple[int | None, ...]) -> tuple
     if node.op_type == "Gather" and channels.sizes.get(node.input[1]) == ():
         gone = int(attributes(node).get("axis", 0)) % len(axes)
         return tuple(axis for index, axis in enumerate(axes) if index != gone)
-    if node.op_type == "Squeeze" and len(node.input) > 1 and node.input[1] in channels.graph.constants:
-        gone_axes = {int(axis) % len(axes) for axis in channels.graph.constants[node.input[1]].ravel()}
-        return tuple(axis for index, axis in enumerate(axes) if index not in gone_axes)
-    return axes
+    if node.op_type == "Expand":
+        return (None,) * (len(channels.sizes.get(node.output[0], ())) - len(axes)) + axes
+    return _axes_behind(channels, node, axes) if node.op_type in RESHAPED else axes
+
+
+def _axes_behind(channels: Channels, node: Any, axes: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    """The axes behind a reshape: an axis stays one, alone or merged with others, where it is not split."""
+    before, after = (channels.sizes.get(name, ()) for name in (node.input[0], node.output[0]))
+    if None in before or None in after:
+        return (None,) * len(after)
+    old, new = ([size or 1 for size in sizes] for sizes in (before, after))
+    found: list[int | None] = [None] * len(new)
+    for index, axis in enumerate(axes):
+        shape = [1] * len(old)
+        shape[index] = -1
+        places = np.broadcast_to(np.arange(old[index]).reshape(shape), old).reshape(new)
+        place = _only_axis(places)[0] if axis is not None and old[index] > 1 else None
+        if place is not None:
+            found[place] = axis
+    return tuple(found)
 
 
 def _only_axis(values: Array) -> tuple[int | None, Array]:
@@ -249,25 +263,4 @@ def _target_shape_can_shrink(channels: Channels, number: int, node: Any, axis: i
         if wanted[axis] > 0:
             channels.counts[number, 1, axis] = ids
         return bool(wanted[axis] > 0 or wanted[axis] == -1 or (wanted[axis] == 0 and came_from == axis))
-    maker = channels.made_by(node.input[1])  # the shape is computed from the batch size; its other parts are constants
-    parts = list(maker.input) if maker is not None and maker.op_type == "Concat" else []
-    rest = channels.graph.constants.get(parts[axis]) if axis < len(parts) else None
-    single = all(channels.sizes.get(name) == (1,) for name in parts)
-    return bool(single and rest is not None and rest.item() == -1)
-
-
-def shape_read(channels: Channels, number: int, node: Any) -> bool:
-    """Shape, if its readers take only the batch size from it."""
-    readers: Sequence[Any] = channels.graph.consumers(node.output[0])
-    constants = channels.graph.constants
-    first = attributes(node).get("start", 0) == 0 and attributes(node).get("end") == 1
-    return bool(readers) and (
-        first
-        or all(
-            reader.op_type == "Gather"
-            and reader.input[1] in constants
-            and math.prod(constants[reader.input[1]].shape) == 1
-            and constants[reader.input[1]].item() == 0
-            for reader in readers
-        )
-    )
+    return follows(channels, node, axis, ids, copied=came_from == axis)

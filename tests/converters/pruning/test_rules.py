@@ -162,6 +162,20 @@ def test_integer_outputs_teach_nothing():
     assert len(layers) == 3
 
 
+def test_layers_teach_by_rows():
+    """Layers over rows times words teach row by row; those with the words first hold no rows, and are left out."""
+    for name, shapes in (("flat attention", [(9, 6, 5)] + [(9, 6, 16)] * 3), ("words first", [])):
+        net, output = STRUCTURES[name]()
+        graph, x = net.graph(output), net.x(9)
+        channels = channels_of(graph)
+        answers, layers = taught(channels, np.zeros(len(channels.roots), dtype=bool), graph, {"x": x})
+        assert [layer.shape for layer in layers.values()] == shapes
+        _, last = taught(channels, np.zeros(len(channels.roots), dtype=bool), graph, {"x": x[8:]})
+        for layer, value in layers.items():
+            np.testing.assert_allclose(value[8:], last[layer], atol=1e-5)
+        np.testing.assert_allclose(answers[output], graph.run({"x": x})[output])
+
+
 def test_families_are_what_the_same_layers_make():
     """Layers tied by a sum are one family; each family says which layers it has."""
     net, output = STRUCTURES["residual"]()

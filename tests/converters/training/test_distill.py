@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from converters.passes.channels.rules import channels_of
 from converters.passes.weights import with_constants
+from converters.pruning.teaching import taught
 from converters.training.schedule import Lesson, Schedule, rate_at
 from tests.simulators.pruning_models import STRUCTURES
 
@@ -68,6 +70,20 @@ def test_distilled_weights_come_back_to_the_original(bright):
         return float(np.mean((one.run({"x": x})[output] - lesson.answers[output]) ** 2))
 
     assert distance(with_constants(noisy, made[0])) < 0.5 * distance(noisy)
+
+
+@pytest.mark.parametrize("name", ["flat attention", "words first"])
+def test_attention_is_distilled_however_its_layers_hold_rows(name):
+    """Layers over rows times words, and layers with the words first, are trained towards the original."""
+    from converters.training.distill import distill
+
+    net, output = STRUCTURES[name]()
+    graph, x = net.graph(output), net.x(40)
+    noisy, channels = _noisy(graph, 0.3), channels_of(graph)
+    answers, layers = taught(channels, np.zeros(len(channels.roots), dtype=bool), graph, {"x": x})
+    made = distill(noisy.to_bytes(), Lesson({"x": x}, answers, layers), Schedule(30, 16, 0.01, seed=5))
+    before, after = (one.run({"x": x})[output] for one in (noisy, with_constants(noisy, made)))
+    assert np.mean((after - answers[output]) ** 2) < 0.5 * np.mean((before - answers[output]) ** 2)
 
 
 def test_labels_pull_towards_them():
