@@ -8,11 +8,13 @@ import msgspec
 import numpy as np
 
 from converters.cost.emulated.cores import CORES
+from converters.cost.file_estimate import core_of_target
 from converters.cost.measuring.inputs import first_sample
 from converters.cost.measuring.messages import Layer, Outcome
 from converters.cost.measuring.process import HOST, Measuring
 from edgekit.bundle.golden import read_golden
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_GOLDEN, ROLE_MODEL, Cost, Manifest, parse_manifest
+from edgekit.bundle.targets import builtin_targets
 from edgekit.errors import ManifestError, SettingsError
 from edgekit.runtimes import open_runtime
 from edgekit.tensors import Array
@@ -37,6 +39,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         memory_bytes: See `MEMORY_MEANING`.
         p50_ms, p95_ms: Quantiles of the time in milliseconds; None where it is emulated, because that says nothing.
         estimate: The cost in the bundle's manifest.
+        estimate_core: The ARM core of the target, whose instructions that cost is; empty where it is none.
         layers: Instructions by operator, with the runtime's own profiler; None where there are none.
         no_layers: Why there are no layers.
     """
@@ -52,6 +55,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     p95_ms: float | None = None
     timed_runs: int = 0
     estimate: Cost | None = None
+    estimate_core: str = ""
     layers: tuple[Layer, ...] | None = None
     no_layers: str = ""
 
@@ -113,6 +117,12 @@ def artifact_inputs(folder: Path, manifest: Manifest) -> dict[str, Array]:
         runtime.close()
 
 
+def _core(manifest: Manifest) -> str:
+    """The core of a built-in target; those of the user's own are in a file that the bundle does not have."""
+    profile = builtin_targets().get(manifest.target)
+    return core_of_target(profile) if profile is not None else ""
+
+
 def _profile(manifest: Manifest, where: str, outcome: Outcome) -> Profile:
     package = {"litert": "ai-edge-litert", "onnxruntime": "onnxruntime"}[manifest.runtime]
     times = outcome.milliseconds
@@ -128,6 +138,7 @@ def _profile(manifest: Manifest, where: str, outcome: Outcome) -> Profile:
         p95_ms=float(np.quantile(times, 0.95)) if times else None,
         timed_runs=len(times),
         estimate=manifest.cost or None,
+        estimate_core=_core(manifest),
         layers=outcome.layers,
         no_layers=outcome.no_layers,
     )

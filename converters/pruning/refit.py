@@ -14,9 +14,9 @@ import numpy as np
 from converters.graph.graph import Graph, label
 from converters.passes.channels.groups import Channels
 from converters.passes.stepping import Stepper
-from converters.passes.weights import is_dense, read_by_one, with_constants
+from converters.passes.weights import read_by_one, with_constants
 from converters.pruning.least_squares import Fit, Sums, fit
-from converters.pruning.linear import Linear, sample_count
+from converters.pruning.linear import IMAGES, Linear, is_fitted, linear_of, sample_count
 from edgekit.tensors import Array
 
 FOLDS = 5  # of the cross-validation over chunks
@@ -60,16 +60,16 @@ def refit(
     fits: list[LayerFit] = []
     values: dict[str, Array] = {}
     biases: dict[str, Array] = {}
-    for node in [node for node in pruned.nodes if is_dense(pruned, node)]:
-        layer, name = Linear(pruned, node), node.output[0]
+    for node in [node for node in pruned.nodes if is_fitted(pruned, node)]:
+        layer, name = linear_of(pruned, node), node.output[0]
         if layer.grouped_matrix.shape[2] > WIDEST or not read_by_one(pruned, layer.weight_name):
             continue
         lanes = channels.lanes.get(name)
         kept = np.flatnonzero(~removed[lanes.ids]) if lanes is not None else None
-        targets, inputs = before.value(Linear(original, nodes[name]).output), after.value(node.input[0])
+        targets, inputs = before.value(linear_of(original, nodes[name]).output), after.value(node.input[0])
         if targets is None or inputs is None:
             continue
-        if kept is not None and node.op_type == "Conv":
+        if kept is not None and node.op_type in IMAGES:
             targets = [y[:, kept] for y in targets]
         elif kept is not None:
             targets = [y[..., kept] for y in targets]

@@ -96,9 +96,10 @@ def _facts(result: Profile) -> list[tuple[str, str]]:
     if result.estimate is not None:
         cost = result.estimate
         compared = ""
-        if emulated and result.instructions and cost.unit == "instructions":
+        core = f" of a {result.estimate_core}" if result.estimate_core and cost.unit == "instructions" else ""
+        if core and result.instructions and result.estimate_core == result.on:
             compared = f", {cost.value / result.instructions - 1.0:+.1%} against the count"
-        facts.append(("cost in the manifest", f"{cost.value:,.0f} {cost.unit} ({cost.kind}{compared})"))
+        facts.append(("cost in the manifest", f"{cost.value:,.0f} {cost.unit}{core} ({cost.kind}{compared})"))
     return facts
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
-import numpy as np
 
 import converters
 import edgekit
 from converters.cache import cache_root
 from converters.cost.emulated.folder import arm_folder, counting_command, missing, prepare_command
 from converters.cost.measuring.messages import EMULATED, Job, Outcome
+from edgekit.bundle.golden import write_golden
 from edgekit.errors import RuntimeLoadError, UnavailableError
 from edgekit.tensors import Array
 
@@ -66,7 +66,7 @@ class Measuring:
             UnavailableError: The process cannot be started.
         """
         arrays = Path(self._folder.name) / "inputs.npz"
-        np.savez(arrays, **inputs)  # type: ignore[arg-type]
+        arrays.write_bytes(write_golden(inputs, {}))  # with prefixes: savez takes an input "file" for its own argument
         job = Job(path=str(path.absolute()), runtime=runtime, inputs=str(arrays), layers=layers, seconds=seconds)
         line = self._answer(msgspec.json.encode(job))
         if line is None:

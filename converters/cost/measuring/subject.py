@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from converters.cost.measuring.counters import Counter, Memory, emulated_counter, kernel_counter
 from converters.cost.measuring.layers import LayersError, litert_layers, onnx_layers
 from converters.cost.measuring.messages import EMULATED, Job, Layer, Outcome
+from edgekit.bundle.golden import read_golden
 from edgekit.errors import EdgekitError
 from edgekit.runtimes import LITERT
 from edgekit.tensors import Array
@@ -42,8 +42,7 @@ def measure(job: Job, counter: Counter | str, *, emulated: bool) -> Outcome:
     Raises:
         EdgekitError: The artifact cannot be loaded or run.
     """
-    with np.load(job.inputs, allow_pickle=False) as file:
-        inputs = {name: file[name] for name in file.files}
+    inputs, _ = read_golden(Path(job.inputs).read_bytes())
     path = Path(job.path)
     _adapter(job.runtime)  # before the memory is read, because the library is not the model's
     memory = Memory(path, emulated=emulated)

@@ -4,16 +4,18 @@ import hashlib
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 from converters import convert
-from converters.backends import ConversionContext
+from converters.backends import ConversionContext, backend_for
 from converters.cache import Cache
-from converters.candidates.levels import Levels, channel_report
+from converters.candidates.levels import Levels, channel_report, with_base
 from converters.data.samples import Samples, split_samples
 from converters.framework_process import TensorFlowProcess
 from converters.frontends.onnx import canonical
 from converters.options import ConversionOptions
+from converters.passes.channels.dead_channels import layer_channels
 from converters.pipeline import run_plan
 from converters.plan import make_plan
 from converters.pruning.families import NO_RULE
@@ -167,6 +169,36 @@ def test_wrong_recipes_are_told():
     assert one.id.startswith("int8-kept50-")
     assert one.id != msgspec.structs.replace(one, kept=(("a", "0-2,4"),)).id
     assert one.base == Recipe(prune=CHANNELS, kept=(("a", "0-3"),), share=0.5)
+
+
+# TensorFlow's start takes most of the time: about 15 s.
+@pytest.mark.heavy
+def test_removed_channels_are_gone_from_every_file(tmp_path):
+    """No tensor of any file, of both runtimes and in every precision, has the width that each layer lost."""
+    width, profile = 23, find_target("raspberry-pi-4", known_targets())
+    graph, x = canonical(mobile(width, width), "test"), models.patterns(80)[0]
+    with TensorFlowProcess() as child:
+        context = ConversionContext(graph, graph.with_batch(1), Samples({"x": x}), child, tmp_path)
+        level = Levels(context, "", tuple(spec.name for spec in graph.outputs), 0).at(0.5, profile, "size", Recipe())
+        whole = [name for name, channels in layer_channels(graph).items() if channels == width]
+        smaller = layer_channels(context.base_graph(graph, level.base))
+        assert all(smaller[name] < width for name in whole)
+        for runtime in profile.runtimes:
+            backend = backend_for(profile, runtime, context)
+            assert len(backend.precisions) >= 4
+            for precision in backend.precisions:
+                if (runtime, precision) != ("onnxruntime", "int8-dynamic"):  # it has no such kernels for convolutions
+                    artifact = backend.build(with_base(Recipe(precision), level.base))
+                    assert width not in sizes_in(artifact), (runtime, precision)
+
+
+def sizes_in(artifact):
+    """Every size of every tensor of a file."""
+    if artifact.runtime == "onnxruntime":
+        made = onnx.load_model_from_string(artifact.data).graph
+        return {size for tensor in made.initializer for size in tensor.dims}
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(model_content=artifact.data)
+    return {size for tensor in interpreter.get_tensor_details() for size in tensor["shape"].tolist()}
 
 
 def test_a_model_that_cannot_shrink_says_why(tmp_path):

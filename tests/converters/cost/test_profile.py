@@ -18,6 +18,9 @@ def test_a_bundle_is_profiled_on_this_machine(tmp_path):
     assert 0 < result.p50_ms <= result.p95_ms
     assert result.runtime.startswith("onnxruntime ")
     assert result.layers is None
+    assert result.estimate_core == ""
+    onnx_bundle(tmp_path / "pi", target="raspberry-pi-5")
+    assert profile_bundle(tmp_path / "pi", "host", seconds=0.02).estimate_core == "cortex-a76"
 
 
 def test_a_model_with_state_starts_from_zeros(tmp_path):

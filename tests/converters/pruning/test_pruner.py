@@ -43,6 +43,16 @@ def test_refit_makes_every_structure_better_on_new_rows(name):
     assert all(fit.after < fit.before for fit in made.fits)
 
 
+def test_transposed_convolutions_are_fitted_too():
+    """The decoder that reads pruned channels is fitted like any other layer."""
+    net, output = STRUCTURES["transposed convolution"]()
+    graph = net.graph(output)
+    pruner = ChannelPruner(graph, Samples({"x": net.x(80, seed=2)}))
+    fits = pruner.pruned(pruner.level(0.6, parameters, "size").kept).fits
+    [fit] = [fit for fit in fits if fit.layer.startswith("convtranspose")]
+    assert fit.after < 0.9 * fit.before
+
+
 def test_same_samples_and_seed_give_the_same_bytes():
     """Two pruners of the same graph choose the same channels and fit the same weights."""
     net, output = STRUCTURES["squeezed"]()

@@ -12,9 +12,11 @@ from converters.pruning.elimination import Reader, eliminate
 from converters.pruning.families import NO_RULE, UNITS_STAY, families_of, frozen_layers, removed_by_names
 from converters.pruning.kept import numbers_by_layer, numbers_of, ranges_text
 from converters.pruning.least_squares import Sums, fit
+from converters.pruning.linear import linear_of
 from converters.pruning.teaching import taught
 from edgekit.bundle.recipe import CHANNELS, Recipe
 from edgekit.errors import ConversionError, RecipeError, SettingsError
+from tests.simulators.channel_models import Net
 from tests.simulators.pruning_models import STRUCTURES, up_by_groups
 
 
@@ -107,6 +109,29 @@ def test_fit_that_does_not_help_is_undone():
         fold.add(x, np.einsum("ngk,gok->ngo", x, weights) + rng.normal(0, 2, (6, 1, 4)))
     assert fit(folds, weights, np.zeros((1, 4)), intercept=True) is None
     assert fit(folds[:1], weights * 2, np.zeros((1, 4)), intercept=True) is None  # nothing to hold out
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]},
+        {"strides": [3, 2], "pads": [0, 1, 2, 0], "dilations": [1, 2]},
+        {"strides": [2, 2], "pads": [3, 3, 3, 3]},
+    ],
+)
+def test_transposed_convolutions_are_linear_problems(given):
+    """Inputs times weights, plus the bias, are the outputs at the same positions, for any strides and pads."""
+    net = Net(seed=5)
+    w, b = (net.constant(net.rng.normal(size=shape).astype(np.float32)) for shape in ((2, 4, 3, 3), (4,)))
+    output = net.op("ConvTranspose", ["x", w, b], 4, **given)
+    graph, x = net.graph(output), net.x(5)
+    [node] = [node for node in graph.nodes if node.op_type == "ConvTranspose"]
+    layer, y = linear_of(graph, node), graph.run({"x": x})[output]
+    features, places = layer.samples(x, 60, np.random.default_rng(0))
+    found = features[:, 0] @ layer.matrix.T + layer.bias(graph)
+    np.testing.assert_allclose(found, layer.outputs_at(y, places)[:, 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(layer.weights_of(layer.matrix), graph.constants[w])
 
 
 def test_kept_channels_as_text():

@@ -5,7 +5,9 @@ import os
 import signal
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from converters.cost.measuring.counters import Memory, kernel_counter
 from converters.cost.measuring.layers import LayersError
@@ -39,6 +41,17 @@ def test_both_runtimes_are_measured(measuring, tmp_path, runtime, name):
         assert outcome.not_counted.startswith("not counted: ")
     else:
         assert outcome.instructions > 100
+
+
+def test_inputs_of_any_name_are_measured(measuring, tmp_path):
+    """An input may be called as an argument of numpy is."""
+    names = ["file", "args", "allow_pickle"]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in [*names, "y"]]
+    graph = helper.make_graph([helper.make_node("Sum", names, ["y"])], "named", ends[:-1], ends[-1:])
+    path = tmp_path / "named.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    outcome = measuring.measure(path, "onnxruntime", dict.fromkeys(names, X["x"]), seconds=0.01)
+    assert outcome.milliseconds
 
 
 def test_more_weights_need_more_memory(measuring, tmp_path):
