@@ -200,10 +200,9 @@ class Channels:
 def without(channels: Channels, removed: Array) -> Graph:
     """The graph of `channels` without the `removed` ones (n,), bool. Constants that become smaller get new names."""
     graph, constants = channels.graph, channels.graph.constants
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
+    model = _without_initializers(graph.model)
     nodes = list(model.graph.node)
-    names: dict[tuple[Any, ...], str] = {}
+    smaller: dict[tuple[Any, ...], onnx.TensorProto] = {}
     remaining: dict[tuple[int, int], dict[int, Array]] = {}
     for cut in channels.cuts:
         remaining.setdefault((cut.node, cut.input_index), {})[cut.axis] = np.flatnonzero(~removed[cut.ids])
@@ -214,7 +213,7 @@ def without(channels: Channels, removed: Array) -> Graph:
             value = np.take(value, rows, axis=axis)
         if value.shape != constants[old].shape:
             key = (old, *((axis, rows.tobytes()) for axis, rows in sorted(axes.items())))
-            nodes[number].input[input_index] = _named(model, names, key, value)
+            nodes[number].input[input_index] = _named(smaller, key, value)
     for number, ids in channels.groups.items():
         entry = next(entry for entry in nodes[number].attribute if entry.name == "group")
         entry.i = int((~removed[ids]).sum())
@@ -225,25 +224,38 @@ def without(channels: Channels, removed: Array) -> Graph:
             if (node, at) == (number, input_index):
                 value[index] -= int(removed[ids].sum())
         if (value != constants[old]).any():
-            nodes[number].input[input_index] = _named(model, names, (old, value.tobytes()), value)
-    _drop_unread(model)
+            nodes[number].input[input_index] = _named(smaller, (old, value.tobytes()), value)
+    read = {name for node in model.graph.node for name in node.input} | {v.name for v in model.graph.output}
+    model.graph.initializer.extend(tensor for tensor in graph.model.graph.initializer if tensor.name in read)
+    model.graph.initializer.extend(smaller.values())
+    for node in [n for n in model.graph.node if n.op_type == "Constant" and n.output[0] not in read]:
+        model.graph.node.remove(node)
     return Graph(model)
 
 
-def _named(model: onnx.ModelProto, names: dict[tuple[Any, ...], str], key: tuple[Any, ...], value: Array) -> str:
-    """Add `value` to the constants of `model` unless `key` is known, and return its name."""
-    if key not in names:
-        names[key] = f"{key[0]}/kept{len(names)}"
-        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), names[key]))
-    return names[key]
+def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without weights, and without inferred shapes, which are out of date once channels are removed.
+
+    A message never frees what is removed from it, so a whole copy would hold the weights before and after.
+    """
+    made = onnx.ModelProto()
+    _copy_fields(model, made, leave=("graph",))
+    _copy_fields(model.graph, made.graph, leave=("initializer", "value_info"))
+    return made
 
 
-def _drop_unread(model: onnx.ModelProto) -> None:
-    """Remove constants that no node reads, and inferred shapes, which are out of date."""
-    read = {name for node in model.graph.node for name in node.input} | {v.name for v in model.graph.output}
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(constants)
-    for node in [n for n in model.graph.node if n.op_type == "Constant" and n.output[0] not in read]:
-        model.graph.node.remove(node)
-    del model.graph.value_info[:]
+def _copy_fields(source: Any, target: Any, *, leave: tuple[str, ...]) -> None:
+    for field, value in source.ListFields():
+        if field.name in leave:
+            continue
+        if hasattr(value, "MergeFrom"):  # a message or a list
+            getattr(target, field.name).MergeFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def _named(smaller: dict[tuple[Any, ...], onnx.TensorProto], key: tuple[Any, ...], value: Array) -> str:
+    """Add `value` to the `smaller` constants unless `key` is known, and return its name."""
+    if key not in smaller:
+        smaller[key] = numpy_helper.from_array(np.ascontiguousarray(value), f"{key[0]}/kept{len(smaller)}")
+    return str(smaller[key].name)
