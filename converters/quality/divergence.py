@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from edgekit.bundle.spread import scaled_distances, spreads
+from edgekit.bundle.spread import chunks, scaled_distances, spreads
 from edgekit.tensors import Array
 
 TINY = 1e-7
@@ -29,21 +29,28 @@ def divergence(
     """
     total = 0.0
     for name, value in expected.items():
-        if judged is not None and name not in judged:
+        if not value.size or (judged is not None and name not in judged):
             continue
         if name == decision:
             logits = are_logits(value)  # of the float model alone: rounded probabilities do not add up to 1
-            before, after = _probabilities(value, logits=logits), _probabilities(answers[name], logits=logits)
-            total += float(np.mean(np.sum(before * (np.log(before) - np.log(after)), axis=-1)))
-        elif value.size:
+            pairs = zip(chunks(value), chunks(answers[name].reshape(value.shape)), strict=True)
+            total += float(np.mean(np.concatenate([_lost(*pair, logits=logits) for pair in pairs])))
+        else:
             total += float(np.mean(scaled_distances(answers[name], value, spreads(value)) ** 2))
     return total
 
 
 def are_logits(scores: Array) -> bool:
     """True where scores (N, ..., classes) are not probabilities: some are negative, or they do not add up to 1."""
-    values = scores.astype(np.float64)
-    return bool(values.min(initial=0.0) < 0.0 or np.abs(values.sum(axis=-1) - 1.0).max(initial=0.0) > ONE)
+    sums = (np.abs(part.sum(axis=-1, dtype=np.float64) - 1.0).max(initial=0.0) for part in chunks(scores))
+    return bool(scores.min(initial=0.0) < 0.0 or any(off > ONE for off in sums))
+
+
+def _lost(expected: Array, answers: Array, *, logits: bool) -> Array:
+    """The Kullback-Leibler divergence of each row (N, ...) of scores (N, ..., classes), in nats."""
+    before, after = _probabilities(expected, logits=logits), _probabilities(answers, logits=logits)
+    lost: Array = np.sum(before * (np.log(before) - np.log(after)), axis=-1)
+    return lost
 
 
 def _probabilities(scores: Array, *, logits: bool) -> Array:

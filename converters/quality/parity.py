@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from edgekit.bundle.spread import largest_by_group, largest_deviations, spreads
+from edgekit.bundle.spread import chunks, largest_by_group, largest_deviations, spreads
 from edgekit.errors import ParityError
 from edgekit.tensors import Array
 
@@ -98,21 +98,23 @@ def compare(
         if name not in answers or answers[name].shape != expected.shape:
             shape = list(answers[name].shape) if name in answers else "missing"
             raise ParityError(f"{runtime} ({where}): output {name} is {shape}, expected {list(expected.shape)}")
-        difference = answers[name].astype(np.float64) - expected.astype(np.float64)
-        if not np.isfinite(difference).all():
-            raise ParityError(f"{runtime} ({where}): output {name} holds undefined or infinite values")
-        difference = np.abs(difference)
-        worst = max(worst, float(difference.max(initial=0.0)))
         equal = equal and bool(np.array_equal(answers[name], expected))
-        if limits is not None and difference.size:
-            ratio = difference / limits[name]
+        allowed = np.broadcast_to(np.inf if limits is None else limits[name], expected.shape)
+        for before, after, limit in zip(chunks(expected), chunks(answers[name]), chunks(allowed), strict=True):
+            difference = np.abs(after.astype(np.float64) - before.astype(np.float64))
+            if not np.isfinite(difference).all():
+                raise ParityError(f"{runtime} ({where}): output {name} holds undefined or infinite values")
+            worst = max(worst, float(difference.max(initial=0.0)))
+            if limits is None or not difference.size:
+                continue
+            ratio = difference / limit
             place = int(ratio.argmax())
             if not nearest.output or ratio.flat[place] > nearest.excess:
                 nearest = msgspec.structs.replace(
                     nearest,
                     output=name,
                     difference=float(difference.flat[place]),
-                    limit=float(np.broadcast_to(limits[name], difference.shape).flat[place]),
+                    limit=float(limit.flat[place]),
                     excess=float(ratio.flat[place]),
                 )
     agreement = agreement_of(reference[decision], answers[decision]) if decision else 1.0
@@ -199,8 +201,9 @@ def tolerances(
 
 def _float_limit(value: Array, relative: float) -> Array:
     spread = spreads(value)
-    rounding = ROUNDINGS * largest_by_group(np.abs(value.astype(np.float64)), spread)
-    limit: Array = np.maximum(relative * largest_deviations(value, spread), rounding)
+    limit = relative * largest_deviations(value, spread)
+    for part in chunks(value):
+        limit = np.maximum(limit, ROUNDINGS * largest_by_group(np.abs(part.astype(np.float64)), spread))
     return limit
 
 

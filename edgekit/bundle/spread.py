@@ -23,6 +23,13 @@ LEAST_SHARE = 1e-3  # of the largest group's spread; a column that is nearly con
 LEAST_SCORES = 0.01  # least spread of scores that stand beside larger values
 
 
+def chunks(values: Array) -> Iterator[Array]:
+    """`values` (N, ...) in parts of rows, of about CHUNK_ELEMENTS: float64 copies of a part take little memory."""
+    rows = max(1, CHUNK_ELEMENTS // max(1, values[:1].size))
+    for start in range(0, len(values), rows):
+        yield values[start : start + rows]
+
+
 def spreads(reference: Array) -> Array:
     """The spread of each element of an output: its group's root mean square distance from the mean answer.
 
@@ -60,8 +67,10 @@ def largest_deviations(reference: Array, spread: Array) -> Array:
 
     Never less than the spread.
     """
-    distances = np.sqrt(_centered_squares(reference.astype(np.float64)))
-    result: Array = np.maximum(largest_by_group(distances, spread), spread)
+    mean = reference.mean(axis=0, dtype=np.float64) if len(reference) > 1 else reference[:1]
+    result = spread
+    for part in chunks(reference):
+        result = np.maximum(result, largest_by_group(np.abs(part - mean), spread))
     return result
 
 
@@ -82,7 +91,7 @@ def scaled_distances(outputs: Array, reference: Array, spread: Array) -> Array:
 
     Within a group it is the root mean square of the elements' distances.
     """
-    parts = zip(_chunks(outputs.reshape(reference.shape)), _chunks(reference), strict=True)
+    parts = zip(chunks(outputs.reshape(reference.shape)), chunks(reference), strict=True)
     return np.concatenate([np.zeros(0), *(_scaled_distances(*part, spread) for part in parts)])
 
 
@@ -97,11 +106,6 @@ def _scaled_distances(outputs: Array, reference: Array, spread: Array) -> Array:
     groups = [by_column[:, flat == value].mean(axis=1) for value in np.unique(flat)]
     worst: Array = np.sqrt(np.max(groups, axis=0))
     return worst
-
-
-def _centered_squares(values: Array) -> Array:
-    squares: Array = (values - values.mean(axis=0)) ** 2 if len(values) > 1 else np.zeros_like(values)
-    return squares
 
 
 class _Elements(NamedTuple):
@@ -123,7 +127,7 @@ class _Elements(NamedTuple):
         """Of `values` (N, ...), N > 0, in parts that bound memory."""
         mean, shape = values.mean(axis=0, dtype=np.float64), values.shape[1:]
         squares, powers = np.zeros(shape), np.zeros(shape)
-        for part in _chunks(values):
+        for part in chunks(values):
             wide = part.astype(np.float64)
             powers += (wide**2).sum(axis=0)
             squares += ((wide - mean) ** 2).sum(axis=0) if len(values) > 1 else 0.0
@@ -142,13 +146,6 @@ class _Elements(NamedTuple):
     def root(self) -> float:
         """Root mean square distance from the mean answer; of constant answers their root mean square, or 1."""
         return float(np.sqrt((self.powers if self.constant else self.squares).mean())) or 1.0
-
-
-def _chunks(values: Array) -> Iterator[Array]:
-    """`values` (N, ...) in parts of about CHUNK_ELEMENTS."""
-    rows = max(1, CHUNK_ELEMENTS // max(1, values[:1].size))
-    for start in range(0, len(values), rows):
-        yield values[start : start + rows]
 
 
 def _grouped(columns: Array, scores: Array) -> Array:
