@@ -47,7 +47,7 @@ class Noise(msgspec.Struct, frozen=True):
 
     @property
     def ill_conditioned(self) -> bool:
-        """True where the noise widens the limit of a parity check."""
+        """True where the noise widens the limit of a parity check, and is more than the rounding of the answers."""
         return any(parity.NOISE_MULTIPLE * output.share > 1.0 for output in self.outputs)
 
     @property
@@ -83,7 +83,9 @@ def noise_of(source: Source, samples: Samples, expected: Mapping[str, Array]) ->
     found = _with_transforms(source.graph, inputs, first, _with_float64(source.graph, inputs, first, found))
     outputs = []
     for name, value in first.items():
-        limits = parity.FLOAT32_RELATIVE * largest_deviations(value, spreads(value))
+        spread = spreads(value)
+        limits = parity.FLOAT32_RELATIVE * largest_deviations(value, spread)
+        limits = np.maximum(limits, parity.NOISE_MULTIPLE * parity.rounding(value, spread))
         share = float((found[name] / np.maximum(limits, parity.SMALLEST_LIMIT)).max(initial=0.0))
         if value.dtype.kind == "f":
             outputs.append(OutputNoise(name, float(found[name].max(initial=0.0)), share))

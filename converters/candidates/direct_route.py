@@ -145,6 +145,11 @@ def _evaluate_cached(
 def _evaluate(
     makers: Sequence[Maker], context: ConversionContext, evidence: Evidence, profile: TargetProfile
 ) -> _Evaluation:
+    lowered, why = None, ""
+    try:
+        lowered = facts_of(_lowered(context).path)
+    except ConversionError as error:
+        why = " ".join(part for part in (_first_line(error), error.advice) if part)
     faults = []
     for make in makers:
         try:
@@ -152,17 +157,14 @@ def _evaluate(
             file = _write_direct(context, made, Overhead())
             context.use_direct(file)
             _require_parity(context, evidence, profile)
-            direct = _facts(file.file.path, known=context.graph.opaque is None)
+            direct = _facts(file.file.path, known=lowered is not None)
             break
         except (ConversionError, RuntimeLoadError) as error:
             faults.append(_first_line(error))
     else:
         return _Evaluation(RouteReport(False, f"there is no direct file: {'; '.join(faults)}"))
-    try:
-        lowered = facts_of(_lowered(context).path)
-    except ConversionError as error:
+    if lowered is None:
         overhead = Overhead(direct.loops, _runtime_calls(direct))
-        why = " ".join(part for part in (_first_line(error), error.advice) if part)
         report = RouteReport(True, f"only the direct file can be made: {why}", None, direct)
         return _Evaluation(report, overhead, made)
     overhead = Overhead(direct.loops, _runtime_calls(direct) - _runtime_calls(lowered))

@@ -260,12 +260,17 @@ def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     for name in parts[0]:
         sizes = sorted({part[name].shape[1:] for part in parts})
         if len(sizes) > 1:
-            found = " and ".join(str(list(size)) for size in sizes[:2])
-            raise ConversionError(
-                f"the size of output {name} depends on the values of the inputs: samples gave {found}",
-                advice="Fix the input that states the size with --fix NAME=VALUE, or cut the model with --cut.",
-            )
+            raise varying_size(name, *sizes[:2])
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def varying_size(output: str, *sizes: tuple[int, ...]) -> ConversionError:
+    """The error for an output that has other `sizes`, without the batch, for other samples."""
+    return ConversionError(
+        f"the size of output {output} depends on the values of the inputs: samples gave "
+        + " and ".join(str(list(size)) for size in sizes),
+        advice="Fix the input that states the size with --fix NAME=VALUE, or cut the model with --cut.",
+    )
 
 
 def without_interface(model: onnx.ModelProto) -> onnx.ModelProto:

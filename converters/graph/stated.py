@@ -9,6 +9,7 @@ import msgspec
 from converters.graph.interface import Number
 from edgekit.errors import SettingsError
 
+LARGEST_SIZE = 2**31 - 1  # of an axis: LiteRT counts in 32 bits
 SINGLE = "x"  # the name that data files may use for the only input
 
 
@@ -66,11 +67,16 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     """
     name, equals, sizes = text.rpartition("=")
     parts = [part.strip() for part in sizes.replace("x", ",").split(",")]
-    if not (equals and name and all(part.isdigit() and int(part) > 0 for part in parts)):
+    if not (equals and name and all(map(_is_size, parts))):
         raise SettingsError(
-            f"input shape {text!r} does not have the form NAME=SIZE,SIZE", advice="Give for example x=1,3,320,320."
+            f"input shape {text!r} does not have the form NAME=SIZE,SIZE with sizes from 1 to {LARGEST_SIZE}",
+            advice="Give for example x=1,3,320,320.",
         )
     return name, tuple(int(part) for part in parts)
+
+
+def _is_size(text: str) -> bool:
+    return text.isdecimal() and len(text) <= len(str(LARGEST_SIZE)) and 0 < int(text) <= LARGEST_SIZE
 
 
 def parse_state(text: str) -> tuple[str, str]:
@@ -95,8 +101,11 @@ def parse_dim(text: str) -> tuple[str, int]:
         SettingsError: The text has another form.
     """
     symbol, equals, size = text.rpartition("=")
-    if not (equals and symbol and size.strip().isdigit() and int(size) > 0):
-        raise SettingsError(f"dim {text!r} does not have the form SYMBOL=N", advice="Give for example height=320.")
+    if not (equals and symbol and _is_size(size.strip())):
+        raise SettingsError(
+            f"dim {text!r} does not have the form SYMBOL=N with N from 1 to {LARGEST_SIZE}",
+            advice="Give for example height=320.",
+        )
     return symbol, int(size)
 
 

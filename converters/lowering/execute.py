@@ -16,6 +16,7 @@ import converters.lowering.operators.activations
 import converters.lowering.operators.arithmetic
 import converters.lowering.operators.attention
 import converters.lowering.operators.dense
+import converters.lowering.operators.einsum
 import converters.lowering.operators.indexing
 import converters.lowering.operators.moving
 import converters.lowering.operators.normalization

@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 import tensorflow as tf
 
+from converters.foreign_text import plain_text
 from converters.graph.graph import Graph
 from converters.lowering import Lowered
 from converters.lowering.execute import execute
@@ -117,7 +118,7 @@ def convert_saved_model(folder: str) -> bytes:
         missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither a custom op nor a flex op", str(error))))
         if missing:
             raise ConversionError(f"LiteRT has no operators for {', '.join(missing)} of TensorFlow") from error
-        raise ConversionError(f"the LiteRT converter failed: {type(error).__name__}: {str(error)[:400]}") from error
+        raise ConversionError(f"the LiteRT converter failed: {plain_text(error)}") from error
     signatures = tf.lite.Interpreter(model_content=data).get_signature_list()
     if list(signatures) != [SIGNATURE]:
         raise ConversionError(f"the converted model has the signatures {list(signatures)}, expected {SIGNATURE!r}")

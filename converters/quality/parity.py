@@ -201,10 +201,16 @@ def tolerances(
 
 def _float_limit(value: Array, relative: float) -> Array:
     spread = spreads(value)
-    limit = relative * largest_deviations(value, spread)
-    for part in chunks(value):
-        limit = np.maximum(limit, ROUNDINGS * largest_by_group(np.abs(part.astype(np.float64)), spread))
+    limit: Array = np.maximum(relative * largest_deviations(value, spread), rounding(value, spread))
     return limit
+
+
+def rounding(value: Array, spread: Array) -> Array:
+    """What float32 cannot tell in answers (N, ...) of this size, by the groups of columns of `spread`."""
+    largest = np.zeros(spread.shape)
+    for part in chunks(value):
+        largest = np.maximum(largest, largest_by_group(np.abs(part.astype(np.float64)), spread))
+    return ROUNDINGS * largest
 
 
 def require(parity: Parity) -> None:

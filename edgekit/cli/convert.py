@@ -20,6 +20,7 @@ from edgekit.cli.common.console import (
     print_table,
     step,
 )
+from edgekit.cli.common.model_options import model_options, parse_model_options
 from edgekit.cli.common.native_output import is_verbose, native_output_hidden
 from edgekit.cli.common.numbers import Number, Whole
 from edgekit.cli.convert_text import print_report
@@ -103,17 +104,7 @@ _Value = TypeVar("_Value", str, float)
     metavar="MODULE:FUNCTION",
     help="Your training loop for pruned graphs, called as function(model, samples, labels, seed) with a tf.Module.",
 )
-@click.option("--signature", metavar="NAME", help="The signature of a SavedModel [default: serving_default].")
-@click.option(
-    "--input-shape", "input_shapes", metavar="NAME=SIZES", multiple=True, help="Sizes of an input, as in x=1,3,320,320."
-)
-@click.option("--dim", "dims", metavar="SYMBOL=N", multiple=True, help="Size of a free axis by its symbol.")
-@click.option(
-    "--fix", "fixed", metavar="NAME=VALUE", multiple=True, help="The input always has this value, as in sr=16000."
-)
-@click.option(
-    "--cut", default="", metavar="OUTPUT[,OUTPUT]", help="These tensors become the outputs; or auto: before an NMS."
-)
+@model_options
 @click.option(
     "--state",
     metavar="OUTPUT=INPUT",
@@ -181,17 +172,15 @@ def convert(
         raise click.UsageError("--explain prints text, --json prints values; give one of them.")
     with needs_extra("convert"):
         from converters.cache import default_cache
-        from converters.graph.stated import parse_dim, parse_fixed, parse_shape, parse_state
+        from converters.graph.stated import parse_state
         from converters.options import ConversionOptions
         from converters.up_to_date import UP_TO_DATE, ConversionRequest
 
     choices["metric"], choices["metrics"] = _by_output("--metric", choices["metric"], str)
     drop, choices["max_drops"] = _by_output("--max-drop", choices["max_drop"], float)
     choices["max_drop"] = 0.01 if drop is None else drop
-    parsers = {"input_shapes": parse_shape, "dims": parse_dim, "fixed": parse_fixed, "state": parse_state}
-    for name, parse in parsers.items():
-        choices[name] = dict(parse(text) for text in choices[name])
-    choices["cut"] = tuple(filter(None, choices["cut"].split(",")))
+    parse_model_options(choices)
+    choices["state"] = dict(parse_state(text) for text in choices["state"])
     options = ConversionOptions(recipe=_recipe(recipe) if recipe else None, **choices)
     cache = None if no_cache else default_cache()
     request = ConversionRequest(None if dry_run else cache, model, options)

@@ -11,6 +11,7 @@ import msgspec
 from edgekit.bundle.bindings import Binding, Joined
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_REPORT, Manifest, parse_manifest
 from edgekit.cli.common.console import json_option, needs_extra, print_json, print_table
+from edgekit.cli.common.model_options import model_options, parse_model_options
 from edgekit.cli.common.native_output import native_output_hidden
 from edgekit.errors import ManifestError
 from edgekit.tensors import TensorSpec
@@ -18,16 +19,24 @@ from edgekit.tensors import TensorSpec
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@model_options
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(path: Path, as_json: bool, **choices: Any) -> None:
     """Show a model or a bundle: inputs, outputs, operators, size, quality, cost.
+
+    The options say how a model is read, as for `edgekit convert`. Free axes without a size get proposed ones.
 
     \b
     Examples:
       edgekit inspect model.onnx
+      edgekit inspect saved_model --signature embed
+      edgekit inspect detector.onnx --cut auto
       edgekit inspect bundles/digits-1.0.0-raspberry-pi-4
     """
-    facts = _bundle(path) if (path / MANIFEST_NAME).is_file() else _model(path)
+    bundle = (path / MANIFEST_NAME).is_file()
+    if bundle and any(choices.values()):
+        raise click.UsageError(f"{path} is a bundle; these options are for models.")
+    facts = _bundle(path) if bundle else _model(path, choices)
     if as_json:
         print_json(facts)
         return
@@ -128,15 +137,18 @@ def _golden(manifest: Manifest) -> str:
     return f"{manifest.golden.samples} rows, {limits}{decisions}"
 
 
-def _model(path: Path) -> dict[str, Any]:
+def _model(path: Path, choices: dict[str, Any]) -> dict[str, Any]:
     with needs_extra("convert"):
         from converters.framework_process import TensorFlowProcess
         from converters.frontends import load_model
         from converters.graph.state import state_hint
         from converters.graph.stated import Stated
 
+    parse_model_options(choices)
+    signature = choices["signature"] or ""
+    stated = Stated(choices["input_shapes"], choices["dims"], choices["fixed"], propose=True, cut=choices["cut"])
     with native_output_hidden(), TensorFlowProcess() as child:
-        source = load_model(path, child, Stated(propose=True))
+        source = load_model(path, child, stated, signature=signature)
     graph = source.graph
     notes = [*graph.interface.notes, *filter(None, [state_hint(graph)])]
     return {

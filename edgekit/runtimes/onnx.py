@@ -15,6 +15,7 @@ import numpy as np
 
 from edgekit.errors import ArenaFullError, DataError, MissingExtraError, RuntimeLoadError
 from edgekit.runtimes import providers as rules
+from edgekit.runtimes.ort_messages import advice_for, text_of
 from edgekit.runtimes.providers import CPU, PREFERRED
 from edgekit.tensors import Array, DType, TensorSpec
 
@@ -114,7 +115,9 @@ class OnnxRuntime:
             self._has_scalar = any(not spec.shape for spec in self._inputs.values())
             self._has_text = any(s.dtype is DType.BYTES for s in (*self._inputs.values(), *self._outputs.values()))
         except _ERRORS as error:
-            raise RuntimeLoadError(f"{self._name} cannot be loaded by ONNX Runtime: {error}") from error
+            raise RuntimeLoadError(
+                f"{self._name} cannot be loaded by ONNX Runtime: {text_of(error)}", advice=advice_for(error)
+            ) from error
         actual = self._session.get_providers()
         self._provider = str(actual[0])
         self.providers = tuple(providers), tuple(actual)
@@ -129,7 +132,7 @@ class OnnxRuntime:
     def _failed(self, error: Exception) -> RuntimeLoadError:
         full = _FULL.search(str(error)) if self._arena_bytes else None
         if full is None:
-            return RuntimeLoadError(f"ONNX Runtime failed to run {self._name}: {error}")
+            return RuntimeLoadError(f"ONNX Runtime failed to run {self._name}: {text_of(error)}")
         return ArenaFullError(
             f"ONNX Runtime has not enough memory to run {self._name}: it asked for {_mib(full[2])} at once, "
             f"{_mib(full[1])} are left of the {_mib(self._arena_bytes)} of its arena (arena_mib)",

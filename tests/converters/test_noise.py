@@ -158,3 +158,22 @@ def test_limit_is_never_below_the_rounding_of_the_answers():
     answers = (0.25 + 1e-5 * np.random.default_rng(0).normal(size=(30, 4))).astype(np.float32)
     [limit] = tolerances({"y": answers}, FLOAT32_RELATIVE).values()
     assert 3e-8 < float(limit.max()) < 2e-7
+
+
+def test_rounding_of_answers_with_an_offset_is_no_ill_condition(tmp_path):
+    """Answers near 0.25 that hardly vary differ by the last bit with the batch size, as every float does."""
+    weights = {"w": np.random.default_rng(2).normal(0, 1e-5, (WIDTH, 4)).astype(np.float32), "offset": np.float32(0.25)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["small"]), helper.make_node("Add", ["small", "offset"], ["y"])]
+    model = model_of(nodes, {"x": ["n", WIDTH]}, {"y": ["n", 4]}, weights)
+    graph = canonical(model, "test")
+    inputs = Samples({"x": RNG.normal(0, 1, (40, WIDTH)).astype(np.float32)})
+
+    def answers(inputs):
+        """The graph's answers, whose last bit depends on the batch size."""
+        found = graph.run(inputs)["y"]
+        return {"y": np.nextafter(found, np.float32(1)) if len(found) == 1 else found}
+
+    one = Source(tmp_path / "m.onnx", "onnx", "0" * 64, graph, answers)
+    noise = noise_of(one, inputs, one.answers(inputs.inputs))
+    assert noise.outputs[0].noise > 0
+    assert not noise.ill_conditioned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ from converters.graph.stated import DataArray, Stated
 from edgekit.errors import SettingsError
 from edgekit.tensors import DType
 
+LARGEST_INPUT = 2**28  # numbers of one sample: 1 GiB of float32
+
 
 class FixedInput(msgspec.Struct, frozen=True):
     """An input that always has one value, as the source had it, and its place among the inputs."""
@@ -65,7 +68,7 @@ def settle(model: onnx.ModelProto, stated: Stated, source: str) -> tuple[onnx.Mo
     Sizes come from ``--dim``, ``--input-shape`` and the data, in this order.
 
     Raises:
-        SettingsError: A name or size that the user stated does not fit the model.
+        SettingsError: A name or size that the user stated does not fit the model, or a sample is too large.
         ModelFormatError: A free axis has no size. The message proposes the options to give.
     """
     model = copy_of(model)
@@ -79,6 +82,7 @@ def settle(model: onnx.ModelProto, stated: Stated, source: str) -> tuple[onnx.Mo
     free = _open(values, stated)
     if free:
         notes.append(settle_by_proposal(model, free, source, stated))
+    _require_possible(model, source)
     fixed, more = _fix(model, stated)
     drop_stored_shapes(model)
     return model, Settled(fixed, stated, (*notes, *more))
@@ -119,6 +123,19 @@ def _require_names(values: Mapping[str, Any], stated: Stated, source: str) -> No
             f"the free axes with a name are {', '.join(sorted(symbols)) or 'none'}",
             advice="Give --input-shape NAME=SIZE,SIZE,... for an axis without a name.",
         )
+
+
+def _require_possible(model: onnx.ModelProto, source: str) -> None:
+    """Refuse sizes with one digit too many, before an input of them takes the memory of the machine."""
+    for value in inputs_of(model):
+        dims = dims_of(value)
+        count = math.prod(axis if isinstance(axis, int) else 1 for axis in dims)
+        if count > LARGEST_INPUT:
+            raise SettingsError(
+                f"one sample of input {value.name} [{text_of(dims)}] of {source} has {count} numbers; "
+                f"the most is {LARGEST_INPUT}",
+                advice="Give smaller sizes with --dim or --input-shape.",
+            )
 
 
 def _state_shape(value: Any, shape: Sequence[int]) -> dict[str, int]:
@@ -208,9 +225,16 @@ def _fix(model: onnx.ModelProto, stated: Stated) -> tuple[tuple[FixedInput, ...]
 
 
 def _filled(name: str, shape: Sequence[int], number: Number, dtype: DType) -> Any:
-    made = np.full(shape, number, np.float64 if isinstance(number, float) else None)
-    filled = made.astype(dtype.numpy)
-    if dtype is DType.BYTES or (not np.array_equal(filled.astype(made.dtype), made) and dtype.numpy.kind != "f"):
+    fits = dtype is not DType.BYTES
+    try:
+        made = np.full(shape, number, np.float64 if isinstance(number, float) else None)
+        with np.errstate(over="ignore", invalid="ignore"):
+            filled = made.astype(dtype.numpy)
+        exact = bool(np.array_equal(filled.astype(made.dtype), made))
+        fits = fits and (exact if dtype.numpy.kind != "f" else bool(np.isfinite(filled).all()))
+    except OverflowError:  # an integer beyond 64 bits
+        fits = False
+    if not fits:
         raise SettingsError(
             f"--fix gives {name} the value {number}, which its type {dtype.value} cannot hold",
             advice=f"Give a value of type {dtype.value}.",

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from converters.graph.graph import Graph, joined
+from converters.graph.graph import Graph, joined, varying_size
 from converters.graph.interface import SourceInput
 from edgekit.bundle.sample_rows import from_layout, to_layout
-from edgekit.tensors import Array
+from edgekit.tensors import Array, TensorSpec
 
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
@@ -35,8 +35,17 @@ def run_samples(graph: Graph, inputs: Mapping[str, Array], run: Run) -> dict[str
         size = min(rows, count - start)
         feed = {one.spec.name: _layout(one, inputs, start, size) for one in interface.inputs}
         answers = run(feed)
-        parts.append({spec.name: from_layout(spec, np.asarray(answers[spec.name])) for spec in interface.outputs})
+        parts.append({spec.name: _samples(spec, np.asarray(answers[spec.name])) for spec in interface.outputs})
     return joined(parts)
+
+
+def _samples(spec: TensorSpec, value: Array) -> Array:
+    """An output as samples (N, ...). Raises ConversionError where it has another size than with the trial inputs."""
+    expected = tuple(size for size in spec.shape if size is not None)
+    found = tuple(size for axis, size in enumerate(value.shape) if axis != spec.batch_axis)
+    if found != expected:
+        raise varying_size(spec.name, found, expected)
+    return from_layout(spec, value)
 
 
 def _layout(one: SourceInput, inputs: Mapping[str, Array], start: int, size: int) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converters.lowering.registry import CannotLowerError, Inputs, lowers, optional, required
+from converters.lowering.registry import Inputs, lowers, optional, required
 from converters.lowering.values import Value, of
 
 
@@ -50,12 +50,3 @@ def matmul(inputs: Inputs, attrs: dict[str, Any]) -> Value:
         result = tf.matmul(left, attrs["variable"](right))
     added = [-2] * (first.rank == 1) + [-1] * (second.rank == 1)
     return of(tf.squeeze(result, added) if added else result)
-
-
-@lowers("Einsum")
-def einsum(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Einsum of two values, as matrix products."""
-    equation = attrs["equation"].replace(" ", "")
-    if len(inputs) != 2 or "." in equation or "->" not in equation:
-        raise CannotLowerError(f"the equation {equation!r} (supported: two values with every axis named)")
-    return of(tf.einsum(equation, required(inputs[0]).plain(), required(inputs[1]).plain()))

@@ -44,6 +44,13 @@ x = layers.DepthwiseConv2D(3, padding="same")(layers.Conv2D(8, 3, strides=2, act
 cnn = keras.Model(image, layers.Dense(3, name="scores")(layers.GlobalAveragePooling2D()(x)))
 cnn.save(sys.argv[1] + "/cnn.keras")
 cnn.export(sys.argv[1] + "/cnn_saved", verbose=False)
+import tensorflow as tf
+class Halving(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
+    def run(self, x):
+        return {"y": tf.while_loop(lambda a: tf.reduce_max(a) > 1, lambda a: (a * 0.5,), (x,))[0]}
+halving = Halving()
+tf.saved_model.save(halving, sys.argv[1] + "/halving", signatures={"serving_default": halving.run})
 np.savez(sys.argv[1] + "/steps.npz", x=np.random.default_rng(3).normal(0, 1, (300, 64, 6)).astype("float32"))
 """
 
@@ -173,6 +180,15 @@ def test_what_cannot_be_lowered_goes_directly(folder, child, tmp_path):
     assert report.route.lowered is None
     assert "Loop" in report.route.reason
     _, found = self_tested(tmp_path / "hard-1.0.0-raspberry-pi-4")
+    assert found.passed, found.faults
+
+
+def test_loop_that_values_end_goes_directly(folder, child, tmp_path):
+    """Only TensorFlow's own converter gives LiteRT such a loop; its unknown length counts as one step."""
+    report = converted(folder, child, tmp_path, "halving")
+    assert {candidate.recipe.direct for candidate in report.candidates} == {True}
+    assert "Loop" in report.route.reason
+    _, found = self_tested(tmp_path / "halving-1.0.0-raspberry-pi-4")
     assert found.passed, found.faults
 
 

@@ -203,6 +203,10 @@ CASES = {
     "matmul-left-constant": case([node("MatMul", ("w", "x"))], ROWS, [1, 3, 8], {"w": weights(3, 6)}),
     "matmul-vector": case([node("MatMul", ("x", "w"))], ROWS, [1, 6], {"w": weights(8)}),
     "einsum": case([node("Einsum", ("x", "o"), equation="bqd,bkd->bqk")], ROWS, [1, 6, 6], more={"o": ROWS}),
+    "einsum-dots": case([node("Einsum", ("x", "w"), equation="...d,dk->...k")], ROWS, [1, 6, 3], {"w": weights(8, 3)}),
+    "einsum-order": case([node("Einsum", ("x", "w"), equation="bqd,kd->bkq")], ROWS, [1, 3, 6], {"w": weights(3, 8)}),
+    "einsum-sums": case([node("Einsum", ("x", "o"), equation="bqd,bqd->b")], ROWS, [1], more={"o": ROWS}),
+    "einsum-outer": case([node("Einsum", ("x", "w"), equation="bqd,k->bqk")], ROWS, [1, 6, 3], {"w": weights(3)}),
     "attention": case(
         [node("MatMul", ("x", "wq"), "q"), node("MatMul", ("x", "wk"), "k"), node("Reshape", ("q", "heads"), "q4"), node("Reshape", ("k", "heads"), "k4"), node("Transpose", ("q4",), "qt", perm=[0, 2, 1, 3]), node("Transpose", ("k4",), "kt", perm=[0, 2, 3, 1]),
          node("MatMul", ("qt", "kt"), "s"), node("Softmax", ("s",), "p", axis=-1), node("MatMul", ("p", "qt"), "o"), node("Transpose", ("o",), "ot", perm=[0, 2, 1, 3]), node("Reshape", ("ot", "flat"))],

@@ -175,6 +175,10 @@ def test_inspect_shows_a_model_and_a_bundle(call, model, tmp_path):
     assert (status, found["kind"], found["target"]) == (0, "bundle", "server")
     assert found["operators"]["Conv"] == 1
     assert "scores within" in call("inspect", tmp_path / "out" / "shapes-1.0.0-server")[1]
+    status, out, _ = call("inspect", model, "--cut", "r", "--json")
+    assert status == 0
+    assert [one["name"] for one in json.loads(out)["outputs"]] == ["r"]
+    assert "options are for models" in call("inspect", tmp_path / "out" / "shapes-1.0.0-server", "--cut", "r")[2]
 
 
 def test_compare_tells_a_model_from_a_broken_one(call, model, tmp_path):

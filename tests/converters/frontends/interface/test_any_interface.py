@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 from converters.data.samples import data_arrays, load_samples
 from converters.frontends.onnx import load_onnx, onnx_answers
 from converters.graph.stated import DataArray, Stated, parse_dim, parse_fixed, parse_shape
-from edgekit.errors import DataError, ModelFormatError, SettingsError, UnsupportedOpError
+from edgekit.errors import ConversionError, DataError, ModelFormatError, SettingsError, UnsupportedOpError
 from tests.simulators import models
 
 RNG = np.random.default_rng(0)
@@ -231,9 +231,42 @@ def test_texts_of_the_options_are_parsed():
     assert parse_shape("a:0=1,3,320,320") == ("a:0", (1, 3, 320, 320))
     assert parse_dim("height=320") == ("height", 320)
     assert [parse_fixed(text) for text in ("sr=16000", "p=0.5", "f=true")] == [("sr", 16000), ("p", 0.5), ("f", True)]
-    for parse, text in ((parse_shape, "x=1,a"), (parse_dim, "h=0"), (parse_fixed, "sr=many"), (parse_fixed, "x=nan")):
+    for parse, text in (
+        (parse_shape, "x=1,a"),
+        (parse_shape, "x=1,\u00b2"),
+        (parse_dim, "h=0"),
+        (parse_dim, "h=\u00b2"),
+        (parse_dim, "h=99999999999999999999"),
+        (parse_fixed, "sr=many"),
+        (parse_fixed, "x=nan"),
+    ):
         with pytest.raises(SettingsError, match="does not have the form"):
             parse(text)
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        (Stated(shapes={"x": (1, 3, 2**20, 2**20)}), "the most is 268435456"),
+        (Stated(fixed={"x": 10**30}, shapes={"x": (1, 3, 8, 8)}), "cannot hold"),
+    ],
+)
+def test_values_beyond_all_memory_and_types_are_refused(tmp_path, stated, message):
+    """One digit too many is refused before an array of that size is made."""
+    kinds = {"x": TensorProto.INT64, "y": TensorProto.INT64}
+    path = saved(tmp_path, [NODE("Abs", ["x"], ["y"])], {"x": [1, 3, "h", "w"]}, {"y": [1, 3, "h", "w"]}, kinds=kinds)
+    with pytest.raises(SettingsError, match=message):
+        load_onnx(path, stated)
+
+
+def test_output_whose_size_a_value_decides_is_told(tmp_path):
+    """An input gives the size of the output; it must be fixed, and a trial with other values says so."""
+    nodes = [NODE("ConstantOfShape", ["sizes"], ["y"])]
+    path = saved(tmp_path, nodes, {"sizes": [2]}, {"y": [None, None]}, kinds={"sizes": TensorProto.INT64})
+    graph = load_onnx(path)
+    with pytest.raises(ConversionError, match="the size of output y depends on the values") as caught:
+        onnx_answers(path, {"sizes": np.array([[3, 4]])}, graph=graph)
+    assert "--fix" in caught.value.advice
 
 
 def test_borders_cancel_with_the_axes_that_a_model_adds_itself(tmp_path):
