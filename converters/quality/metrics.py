@@ -88,6 +88,8 @@ def score(metric: Metric, outputs: Array, labels: Array) -> Array:
     """
     try:
         scores = np.asarray(metric.scores(outputs, labels), dtype=np.float64)
+    except DataError as error:
+        raise DataError(f"metric {metric.name}: {error}", advice=error.advice) from error
     except Exception as error:  # a user's function may raise any error; the conversion ends with it
         raise DataError(
             f"metric {metric.name} failed for outputs {list(outputs.shape)} and labels {list(labels.shape)}: "
@@ -137,9 +139,15 @@ def _per_row(values: Array) -> Array:
 
 def _accuracy(outputs: Array, labels: Array) -> Array:
     if outputs.ndim != 2:
-        raise ValueError("accuracy needs outputs of shape [N, classes]")
+        raise DataError(
+            f"the output has the shape {list(outputs.shape)}, expected [N, classes]",
+            advice="Choose another metric with --metric, or another output with --metric OUTPUT=accuracy.",
+        )
     if len(labels) and (labels.min() < 0 or labels.max() >= outputs.shape[1]):
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, expected 0 to {outputs.shape[1] - 1}")
+        raise DataError(
+            f"labels run from {labels.min()} to {labels.max()}, expected 0 to {outputs.shape[1] - 1}",
+            advice="Number the classes from 0, in the order of the model's scores.",
+        )
     return _per_row(np.argmax(outputs, axis=-1) == labels)
 
 
@@ -205,7 +213,10 @@ def _within(scores: Array, limits: tuple[float, float]) -> bool:
 def _like(outputs: Array, labels: Array) -> Array:
     """Outputs in the labels' shape: (N, 1) matches labels (N,). numpy alone would broadcast them to (N, N)."""
     if outputs.size != labels.size:
-        raise ValueError("outputs and labels have different sizes")
+        raise DataError(
+            f"answers are {list(outputs.shape)}, and labels {list(labels.shape)} ({labels.dtype})",
+            advice="For classes, save their indices as integers: y.astype(int). Other labels have the answer's shape.",
+        )
     return outputs.astype(np.float64).reshape(labels.shape)
 
 

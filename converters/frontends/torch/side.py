@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
@@ -141,19 +142,24 @@ def _changed_buffers(program: Any) -> list[str]:
 
 
 def _exported(program: Any) -> Any:
+    """The program as an ONNX program. Where PyTorch has no form of an operator, it is tried in its core operators."""
     try:
-        # a copy, because the exporter changes its argument
-        return torch.onnx.export(
-            copy.deepcopy(program), dynamo=True, external_data=False, opset_version=OPSET, verbose=False
-        )
+        return _onnx_program(copy.deepcopy(program))  # a copy, because the exporter changes its argument
     except Exception as error:  # the exporter wraps errors of any type; the cause names the operator
         cause: BaseException = error
+        with contextlib.suppress(Exception):  # the first error is told
+            return _onnx_program(copy.deepcopy(program).run_decompositions())
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ModelFormatError(
             f"PyTorch {torch.__version__} cannot export the program to ONNX: {named(cause)}",
-            advice="Replace the named operator, or export the model to ONNX yourself and convert the .onnx file.",
+            advice="Replace the operator if one is named; otherwise save the program with fixed sizes besides the "
+            "batch, or export the model to ONNX yourself and convert the .onnx file.",
         ) from error
+
+
+def _onnx_program(program: Any) -> Any:
+    return torch.onnx.export(program, dynamo=True, external_data=False, opset_version=OPSET, verbose=False)
 
 
 def _name_layers(graph: Any) -> None:

@@ -77,6 +77,10 @@ class Above(nn.Module):
     def forward(self, x):
         return torch.nonzero(x > 0)
 
+class Attending(nn.Module):
+    def forward(self, x):
+        return nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+
 class Scaled(nn.Module):
     def forward(self, x, temperature):
         return x / temperature
@@ -97,6 +101,7 @@ for kind in (torch.float16, torch.bfloat16, torch.float64):
 save(export(Counting(), (left,)), folder + "/counting.pt2")
 save(export(Branch(), (left,)), folder + "/branch.pt2")
 save(export(Above(), (torch.rand(1, 8),)), folder + "/above.pt2")
+save(export(Attending(), (left,), dynamic_shapes=(rows,)), folder + "/attending.pt2")
 save(export(Scaled(), (left, torch.tensor(2.0)), dynamic_shapes=(rows, None)), folder + "/scaled.pt2")
 torch.save(net, folder + "/whole.pt")
 """
@@ -316,6 +321,17 @@ def test_a_scalar_argument_is_run_in_its_own_layout(programs, child):
     source = load_model(programs / "scaled.pt2", child)
     rng = np.random.default_rng(2)
     x = {spec.name: 1 + rng.random((3, *spec.shape[1:])).astype(np.float32) for spec in source.graph.inputs}
+    [expected], [found] = source.answers(x).values(), source.graph.run(x).values()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@with_torch
+@pytest.mark.heavy
+def test_operator_without_an_onnx_form_is_taken_in_its_parts(programs, child):
+    """PyTorch exports attention over (N, T, C) only after it is split into core operators."""
+    source = load_model(programs / "attending.pt2", child)
+    assert "Softmax" in source.graph.operators
+    x = {"x": np.random.default_rng(3).random((3, 5, 4)).astype(np.float32)}
     [expected], [found] = source.answers(x).values(), source.graph.run(x).values()
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -75,6 +75,13 @@ def test_labels_beyond_the_classes_are_refused():
         score(find_metric("accuracy", np.array([7])), np.zeros((1, 3)), np.array([7]))
 
 
+def test_labels_of_another_shape_say_what_to_save():
+    """Class indices that were saved as floats are the usual reason: the error shows both shapes, and says so."""
+    with pytest.raises(DataError, match=r"answers are \[4, 3\], and labels \[4\] \(float64\)") as caught:
+        score(find_metric("mse", np.zeros(4)), np.zeros((4, 3), np.float32), np.zeros(4))
+    assert "y.astype(int)" in caught.value.advice
+
+
 def test_unknown_metric_lists_the_known():
     """The error for an unknown metric lists the known ones."""
     with pytest.raises(SettingsError) as caught:
