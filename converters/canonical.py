@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
+import numpy as np
 
 from converters.data.samples import Samples
 from converters.frontends import Source
@@ -12,6 +15,8 @@ from converters.passes import CANONICAL_PASSES, RemoveDeadChannels, Simplify, ru
 from converters.passes.channels.dead_channels import layer_channels
 from converters.quality import parity
 from converters.quality.parity import Parity
+from edgekit.errors import ConversionError
+from edgekit.tensors import Array
 
 
 class Canonical(msgspec.Struct, frozen=True):
@@ -42,9 +47,10 @@ def canonical_of(source: Source, samples: Samples, *, prune: bool) -> Canonical:
 
     Raises:
         ParityError: a step changed the answers.
-        ConversionError: a pass failed, or broke its contract.
+        ConversionError: a pass failed, or broke its contract; or the source's own answers are not finite.
     """
     expected = source.answers(samples.inputs)
+    _require_finite(expected)
     noise = noise_of(source, samples, expected)
     relative = parity.SOURCE_RELATIVE[source.precision]
     limits = parity.tolerances(expected, relative, noise.by_output)
@@ -73,3 +79,14 @@ def canonical_of(source: Source, samples: Samples, *, prune: bool) -> Canonical:
     fixed = run_pass(Simplify(), graph.with_batch(1)).graph
     check("fix the batch", fixed)
     return Canonical(graph, fixed, tuple(steps), channels, noise)
+
+
+def _require_finite(answers: Mapping[str, Array]) -> None:
+    names = [name for name, value in answers.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
+    if names:
+        raise ConversionError(
+            f"the model's own answers to these samples hold NaN or infinity in output {', '.join(names)}: nothing can "
+            "be compared with them",
+            advice="Give --data with samples whose answers are finite; or take the output from before the layer that "
+            "makes them infinite, such as a mask of the scores (--cut OUTPUT[,OUTPUT] for ONNX).",
+        )

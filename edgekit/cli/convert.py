@@ -20,10 +20,10 @@ from edgekit.cli.common.console import (
     print_table,
     step,
 )
-from edgekit.cli.common.model_options import model_options, parse_model_options
 from edgekit.cli.common.native_output import is_verbose, native_output_hidden
 from edgekit.cli.common.numbers import Number, Whole
 from edgekit.cli.convert_text import print_report
+from edgekit.cli.model_options import model_options, parse_model_options
 from edgekit.errors import RecipeError, RefusedError
 
 if TYPE_CHECKING:

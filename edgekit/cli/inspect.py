@@ -11,8 +11,8 @@ import msgspec
 from edgekit.bundle.bindings import Binding, Joined
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_REPORT, Manifest, parse_manifest
 from edgekit.cli.common.console import json_option, needs_extra, print_json, print_table
-from edgekit.cli.common.model_options import model_options, parse_model_options
 from edgekit.cli.common.native_output import native_output_hidden
+from edgekit.cli.model_options import model_options, parse_model_options
 from edgekit.errors import ManifestError
 from edgekit.tensors import TensorSpec
 

@@ -14,7 +14,7 @@ from converters.graph.float64 import answers_in_float64
 from converters.graph.graph import Graph
 from converters.noise import noise_of, noisiest_layer
 from converters.quality.parity import FLOAT32_RELATIVE, tolerances
-from edgekit.errors import ParityError
+from edgekit.errors import ConversionError, ParityError
 from tests.simulators.models import model_of
 
 WIDTH = 32
@@ -177,3 +177,13 @@ def test_rounding_of_answers_with_an_offset_is_no_ill_condition(tmp_path):
     noise = noise_of(one, inputs, one.answers(inputs.inputs))
     assert noise.outputs[0].noise > 0
     assert not noise.ill_conditioned
+
+
+def test_source_with_infinite_answers_is_refused_with_what_to_do(tmp_path, samples):
+    """A mask of -inf on a score is in every answer; no step is blamed for it."""
+    weights = {"w": np.eye(WIDTH, dtype=np.float32), "mask": np.array([0] * (WIDTH - 1) + [-np.inf], np.float32)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["scores"]), helper.make_node("Add", ["scores", "mask"], ["y"])]
+    masked = source(model_of(nodes, {"x": ["n", WIDTH]}, {"y": ["n", WIDTH]}, weights), tmp_path)
+    with pytest.raises(ConversionError, match=r"own answers .* infinity in output y") as caught:
+        canonical_of(masked, samples, prune=False)
+    assert "--cut" in caught.value.advice

@@ -26,7 +26,10 @@ def einsum(inputs: Inputs, attrs: dict[str, Any]) -> Value:
         raise CannotLowerError(f"the equation {equation!r} (supported: each axis once in a term)")
     first, a = _summed(first, left.plain(), second + result)
     second, b = _summed(second, right.plain(), first + result)
-    sizes = {**dict(zip(first, map(int, a.shape), strict=True)), **dict(zip(second, map(int, b.shape), strict=True))}
+    own = [dict(zip(term, map(int, tensor.shape), strict=True)) for term, tensor in ((first, a), (second, b))]
+    if any(own[0][one] != own[1][one] for one in first if one in second):
+        raise CannotLowerError(f"the equation {equation!r} for axes of one name and different sizes")
+    sizes = {**own[0], **own[1]}
     batch = [one for one in first if one in second and one in result]
     inner = [one for one in first if one in second and one not in result]
     rows, columns = ([one for one in term if one not in other] for term, other in ((first, second), (second, first)))
