@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from converters.passes.bound_masks import BoundMasks
 from converters.passes.channels.dead_channels import RemoveDeadChannels
+from converters.passes.constant_shapes import ConstantShapes
 from converters.passes.contract import GraphPass, PassResult, run_pass
 from converters.passes.fold_batch_norm import FoldBatchNorm
 from converters.passes.loops.restore_recurrent import RestoreRecurrent
@@ -19,12 +20,14 @@ CANONICAL_PASSES: tuple[GraphPass, ...] = (
     BoundMasks(),
     RestoreRecurrent(),
     FoldBatchNorm(),
+    ConstantShapes(),
     RemoveDeadChannels(),
 )
 
 __all__ = [
     "CANONICAL_PASSES",
     "BoundMasks",
+    "ConstantShapes",
     "FoldBatchNorm",
     "GraphPass",
     "PassResult",

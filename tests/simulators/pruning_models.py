@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 
 from converters.frontends.onnx import canonical
 from converters.graph.graph import Graph
+from converters.passes import ConstantShapes, run_pass
 from tests.simulators.channel_models import Net
 from tests.simulators.models import model_of
 
@@ -71,7 +72,8 @@ class Words:
 
     def graph(self, output):
         shapes = Graph(model_of(self.nodes, self.inputs, {}, self.weights)).shapes[output]
-        return canonical(model_of(self.nodes, self.inputs, {output: ["batch", *shapes[1:]]}, self.weights), "test")
+        model = model_of(self.nodes, self.inputs, {output: ["batch", *shapes[1:]]}, self.weights)
+        return run_pass(ConstantShapes(), canonical(model, "test")).graph
 
     def x(self, rows=24, seed=1):
         shape = (rows, *self.inputs["x"][1:])

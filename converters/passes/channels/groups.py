@@ -48,21 +48,6 @@ class Cut(msgspec.Struct, frozen=True):
     ids: Array
 
 
-class Element(msgspec.Struct, frozen=True):
-    """One element of a vector of sizes.
-
-    Attributes:
-        value: Its constant value; None where it is computed.
-        place: The Concat (number of the node, number of the input, index in it) that has this constant.
-        tensor, axis: The tensor whose size along `axis` it is; empty where it is no size that is read.
-    """
-
-    value: int | None = None
-    place: tuple[int, int, int] | None = None
-    tensor: str = ""
-    axis: int = -1
-
-
 class Channels:
     """The channels of `graph`; `channels_of` (rules.py) fills in the attributes.
 
@@ -76,9 +61,6 @@ class Channels:
         counts: By node number, number of the input and index in that constant: the channels counted by that element.
         origins: By the output of a reshaping node: for each of its lanes, the index among the input's lanes (L,).
         made: By the number of a layer with weights, the channels that it makes.
-        expected: Channels whose number is an element of a shape that a node (by its output) gets; that node has to be
-            in `accepted` with this element, or they are fixed.
-        accepted: By the output of a node, an element of its shape that its rule uses as the number of channels.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -92,12 +74,9 @@ class Channels:
         self.counts: dict[tuple[int, int, int], Array] = {}
         self.origins: dict[str, Array] = {}
         self.made: dict[int, Array] = {}
-        self.expected: list[tuple[Array, str, Element]] = []
-        self.accepted: set[tuple[str, Element]] = set()
         self._parents: list[int] = []
         self._fixed: dict[int, str] = {}
         self._makers = {name: node for node in graph.nodes for name in node.output}
-        self._numbers = {name: number for number, node in enumerate(graph.nodes) for name in node.output}
 
     @property
     def roots(self) -> Array:
@@ -181,14 +160,6 @@ class Channels:
     def made_by(self, name: str) -> Any:
         """The node that computes tensor `name`; None for inputs and constants."""
         return self._makers.get(name)
-
-    def number_of(self, node: Any) -> int:
-        """The number of a node."""
-        return self._numbers[node.output[0]]
-
-    def fix_ids(self, ids: Array, reason: str) -> None:
-        """Fix the channels `ids`; `reason` is a clause for people."""
-        self._fix(ids.tolist(), reason)
 
     def _root(self, number: int) -> int:
         while self._parents[number] != number:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from converters.graph.graph import attributes
 from converters.passes.channels.groups import Channels, Lanes
-from converters.passes.channels.target_shapes import follows
 from edgekit.tensors import Array
 
 ENDLESS = 1 << 31  # an end of a Slice from here on means "to the end"
@@ -122,18 +123,14 @@ def gathered(channels: Channels, number: int, node: Any) -> bool:
 
 
 def expanded(channels: Channels, number: int, node: Any) -> bool:
-    """Expand that repeats other axes."""
+    """Expand that repeats other axes, to a constant shape."""
     lanes, wanted = channels.lanes.get(node.input[0]), channels.graph.constants.get(node.input[1])
-    if lanes is None:
+    if lanes is None or wanted is None:
         return False
-    rank = len(channels.sizes.get(node.output[0], ()))
-    place = lanes.axis + rank - len(channels.sizes[node.input[0]])
-    if place < 0 or (wanted is not None and len(wanted) != rank):
+    place = lanes.axis - (len(channels.sizes[node.input[0]]) - len(wanted))
+    if place < 0 or len(wanted) < len(channels.sizes[node.input[0]]):
         return False
-    if wanted is None:
-        if not follows(channels, node, place, lanes.ids, copied=False):
-            return False
-    elif int(wanted[place]) == len(lanes.ids) > 1:
+    if int(wanted[place]) == len(lanes.ids) > 1:
         channels.counts[number, 1, place] = lanes.ids
     elif int(wanted[place]) != 1:
         return False
@@ -263,4 +260,25 @@ def _target_shape_can_shrink(channels: Channels, number: int, node: Any, axis: i
         if wanted[axis] > 0:
             channels.counts[number, 1, axis] = ids
         return bool(wanted[axis] > 0 or wanted[axis] == -1 or (wanted[axis] == 0 and came_from == axis))
-    return follows(channels, node, axis, ids, copied=came_from == axis)
+    maker = channels.made_by(node.input[1])  # the shape is computed from the batch size; its other parts are constants
+    parts = list(maker.input) if maker is not None and maker.op_type == "Concat" else []
+    rest = channels.graph.constants.get(parts[axis]) if axis < len(parts) else None
+    single = all(channels.sizes.get(name) == (1,) for name in parts)
+    return bool(single and rest is not None and rest.item() == -1)
+
+
+def shape_read(channels: Channels, number: int, node: Any) -> bool:
+    """Shape, if its readers take only the batch size from it."""
+    readers: Sequence[Any] = channels.graph.consumers(node.output[0])
+    constants = channels.graph.constants
+    first = attributes(node).get("start", 0) == 0 and attributes(node).get("end") == 1
+    return bool(readers) and (
+        first
+        or all(
+            reader.op_type == "Gather"
+            and reader.input[1] in constants
+            and math.prod(constants[reader.input[1]].shape) == 1
+            and constants[reader.input[1]].item() == 0
+            for reader in readers
+        )
+    )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from converters.graph.graph import Graph, attributes, label
-from converters.passes.channels import moving, target_shapes
+from converters.passes.channels import moving
 from converters.passes.channels.groups import Channels, Cut, Lanes, Read
 from converters.passes.weights import Dense, is_dense
 from edgekit.tensors import Array
@@ -38,9 +38,6 @@ def channels_of(graph: Graph) -> Channels:
             continue
         for name in (*node.input, *node.output):
             channels.fix(name, f"it reaches {node.op_type} {label(node)}, which mixes channels in its own way")
-    for ids, output, element in channels.expected:
-        if (output, element) not in channels.accepted:
-            channels.fix_ids(ids, f"{output} has their number in its shape")
     for value in graph.model.graph.output:
         channels.fix(value.name, f"it reaches the output {value.name}")
     if any(entry.HasField("g") or entry.graphs for node in graph.nodes for entry in node.attribute):
@@ -327,7 +324,7 @@ _rules: dict[str, Rule] = {
     "MatMul": _matrix_product,
     "Pad": _padded,
     "Resize": _resized,
-    "Shape": target_shapes.shape_read,
+    "Shape": moving.shape_read,
     "Slice": moving.sliced,
     "Split": moving.split,
     "Transpose": moving.transposed_axes,
