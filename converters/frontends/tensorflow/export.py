@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from converters.foreign_text import named
 from converters.frontends.refusals import changes_state
 from converters.frontends.tensorflow.loaded import Loaded
+from converters.frontends.tensorflow.numbering import renumber
 from edgekit.errors import ConversionError, UnsupportedOpError
 
 OPSET = 17
@@ -45,6 +46,7 @@ def exported(loaded: Loaded, path: str) -> bytes:
     _name_fused(model.graph)
     _rename(model.graph, [spec.name for spec in loaded.inputs], loaded.outputs)
     _set_sizes(model.graph, loaded.inputs, [value.shape for value in concrete.outputs])
+    renumber(model.graph)
     data: bytes = model.SerializeToString()
     return data
 
