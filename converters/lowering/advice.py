@@ -8,7 +8,10 @@ OTHER_RUNTIME = (
 _CUT = (
     "Cut the model before it with --cut auto, or --cut OUTPUT[,OUTPUT]; the step nms after the model takes its place."
 )
-_PLAIN_CUT = "Cut the model before it with --cut OUTPUT[,OUTPUT], and do what follows in the application."
+_PLAIN_CUT = (
+    "Cut an ONNX model before it with --cut OUTPUT[,OUTPUT], or save another model without it, and do its work in the "
+    "application."
+)
 _BRANCH = "Where an input decides it, fix that input with --fix NAME=VALUE."
 _BY_OPERATOR = {
     "If": _BRANCH,

@@ -179,6 +179,7 @@ def test_rounding_of_answers_with_an_offset_is_no_ill_condition(tmp_path):
     assert not noise.ill_conditioned
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_source_with_infinite_answers_is_refused_with_what_to_do(tmp_path, samples):
     """A mask of -inf on a score is in every answer; no step is blamed for it."""
     weights = {"w": np.eye(WIDTH, dtype=np.float32), "mask": np.array([0] * (WIDTH - 1) + [-np.inf], np.float32)}

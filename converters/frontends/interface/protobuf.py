@@ -42,7 +42,8 @@ def dims_of(value: Any) -> Dims:
     if not kind.HasField("shape"):
         raise ModelFormatError(
             f"{value.name} has no known number of axes, expected a tensor of known rank",
-            advice="Export the model again with the shapes of its inputs and outputs.",
+            advice=f"Give its sizes, for example --input-shape {value.name}=1,3,224,224; "
+            "or export the model again with the shapes of its inputs.",
         )
     return tuple(_axis(dim) for dim in kind.shape.dim)
 

@@ -73,6 +73,7 @@ def settle(model: onnx.ModelProto, stated: Stated, source: str) -> tuple[onnx.Mo
     """
     model = copy_of(model)
     values = {value.name: value for value in inputs_of(model)}
+    _give_ranks(values, stated)
     _require_names(values, stated, source)
     symbols = dict(stated.dims)
     for name, shape in stated.shapes.items():
@@ -104,6 +105,13 @@ def settle_by_proposal(
     note = "free axes are shown with proposed sizes: " + " ".join(flags(values, axes, sizes))
     apply_sizes(model, values, sizes)
     return note
+
+
+def _give_ranks(values: Mapping[str, Any], stated: Stated) -> None:
+    """Give inputs that declare no axes as many free ones as the user states sizes."""
+    for name, shape in stated.shapes.items():
+        if name in values and not values[name].type.tensor_type.HasField("shape"):
+            set_dims(values[name], (None,) * len(shape))
 
 
 def _require_names(values: Mapping[str, Any], stated: Stated, source: str) -> None:

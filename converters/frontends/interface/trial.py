@@ -96,8 +96,8 @@ def joined(rows: list[dict[str, Array]], batch: BatchAxes) -> dict[str, Array]:
 
 
 def same(first: Array, second: Array, noise: float) -> bool:
-    """True if two answers of equal shape differ by at most `noise`, as a share of the largest."""
+    """True if two answers of equal shape differ by at most `noise`, as a share of the largest finite one."""
     if first.dtype.kind != "f":
         return bool(np.array_equal(first, second))
-    limit = SMALLEST + noise * float(np.abs(first).max(initial=0.0))
+    limit = SMALLEST + noise * float(np.abs(first[np.isfinite(first)]).max(initial=0.0))
     return bool(np.allclose(first, second, rtol=0.0, atol=limit, equal_nan=True))

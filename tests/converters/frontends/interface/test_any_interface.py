@@ -488,3 +488,15 @@ def test_options_to_paste_are_quoted_for_the_shell(tmp_path):
     with pytest.raises(ModelFormatError, match="free axis 2;") as caught:
         load_onnx(path)
     assert "--input-shape 'my input=1,3," in caught.value.advice
+
+
+def test_input_without_a_rank_gets_it_from_the_stated_shape(tmp_path):
+    """Some exporters declare no axes; the error says how to give them, and they are taken."""
+    nodes = [NODE("MatMul", ["x", "w"], ["y"])]
+    path = saved(tmp_path, nodes, {"x": None}, {"y": None}, {"w": weights(6, 4)})
+    with pytest.raises(ModelFormatError, match="no known number of axes") as caught:
+        load_onnx(path)
+    assert "--input-shape x=1," in caught.value.advice
+    graph = load_onnx(path, Stated(shapes={"x": (1, 6)}))
+    assert shapes(graph.logical_inputs) == {"x": (None, 6)}
+    require_equal(path, graph)
