@@ -1,6 +1,6 @@
 """Order and names of what tf2onnx adds to graphs with Einsum, by what they compute: the same bytes in each export.
 
-tf2onnx names helpers of Einsum by addresses in memory, and sorts nodes by names.
+tf2onnx names helpers of Einsum by addresses in memory, sorts nodes by names, and keeps any one of equal constants.
 """
 
 from __future__ import annotations
@@ -15,23 +15,29 @@ _NUMBER = re.compile(r"__\d+(?=(:\d+)?$)")
 
 
 def renumber(graph: onnx.GraphProto) -> None:
-    """Where names hold addresses: sort nodes and constants by what reads them, and number their names anew."""
+    """Where names hold addresses: sort nodes and constants by what reads them, and name them anew.
+
+    A layer keeps its name; a constant is named by the first node that reads it.
+    """
     if not any(_ADDRESS.search(tensor.name) for tensor in graph.initializer):
         return
     if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
         return  # a body reads tensors of this graph by their names
     nodes = _from_outputs(graph)
     ends = {value.name for value in (*graph.input, *graph.output)}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     names: dict[str, str] = {}
-    for node in nodes:
+    for number, node in enumerate(nodes):
+        node.name = _numbered(node.name, number)
+        for place, name in enumerate(node.input):  # of equal constants, tf2onnx keeps any one with its name
+            if name in constants and name not in ends:
+                names.setdefault(name, f"{node.name or node.output[0]}/constant{place}")
         for name in (*node.input, *node.output):
             if name and name not in ends:
                 names.setdefault(name, _numbered(name, len(names)))
-    constants = {tensor.name: tensor for tensor in graph.initializer}
     kept = [_copied(constants[name]) for name in names if name in constants]
     kept += [_copied(constants[name]) for name in constants if name in ends]
-    for number, node in enumerate(nodes):
-        node.name = _numbered(node.name, number)
+    for node in nodes:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
     for tensor in kept:

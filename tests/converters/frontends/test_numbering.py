@@ -8,7 +8,7 @@ from converters.frontends.tensorflow.numbering import renumber
 
 def exported(address, first, *, swapped):
     """Two branches of the input and their sum, with names and an order as tf2onnx gives them in one run."""
-    axes = f"{address}_ba_axes__{first}"
+    axes = f"{address}_ba_{'final' if swapped else 'sum'}_axes__{first}"
     nodes = [
         helper.make_node("Unsqueeze", ["x", axes], [f"Unsqueeze__{first + 1}:0"], name=f"Unsqueeze__{first + 1}"),
         helper.make_node("Unsqueeze", ["x", axes], [f"Unsqueeze__{first + 3}:0"], name=f"Unsqueeze__{first + 3}"),
