@@ -55,6 +55,7 @@ def plausible_samples(
     """
     ranges = input_ranges(graph, negative_indices=negative_indices)
     faults: list[str] = []
+    advice = ""
     usable: Samples | None = None
     for number, (name, one) in enumerate(_draws(ranges)):
         samples = _as_clients_send(graph, draw(graph.inputs, one, rows, seed + 1000 * number))
@@ -62,6 +63,7 @@ def plausible_samples(
             fault = _fault_of(answers(samples.take(slice(0, TRIAL_ROWS)).inputs))
         except (ConversionError, DataError, RuntimeLoadError) as error:
             faults.append(f"with {name}: {_first_line(error)}")
+            advice = advice or error.advice
             continue
         if not fault:
             told = (f"random inputs: {faults[0]}; {name} are used instead. {REAL_SAMPLES}" for _ in faults[:1])
@@ -71,7 +73,7 @@ def plausible_samples(
     if usable is None:
         raise ConversionError(
             f"the model cannot run on random inputs, {'; '.join(faults[:2])}",
-            advice=f"{REAL_SAMPLES} `edgekit inspect` shows the model's inputs.",
+            advice=f"{advice or REAL_SAMPLES} `edgekit inspect` shows the model's inputs.",
         )
     note = f"random inputs prove little for this model: {'; '.join(faults[:2])}. {REAL_SAMPLES}"
     return RandomInputs(usable, (note,))

@@ -36,6 +36,9 @@ class Simplify:
             _forget_matches()
             gc.collect()  # onnxslim's graph refers to itself, and holds a copy of all weights
         del slim.graph.value_info[:]  # shapes are inferred on demand; in a file they only take space
+        if _reads_nothing_made(slim):
+            _log.info("onnxslim removes a node whose other result is read, so its form is not used")
+            return without_identities(graph)
         found = Graph(slim)
         if (found.inputs, found.outputs) != (graph.inputs, graph.outputs):
             _log.info("onnxslim changes the interface of this graph, so its form is not used")
@@ -46,6 +49,15 @@ class Simplify:
         """No Identity remains, except those that make an output."""
         results = {value.name for value in graph.model.graph.output}
         return not any(node.op_type == "Identity" and node.output[0] not in results for node in graph.nodes)
+
+
+def _reads_nothing_made(model: onnx.ModelProto) -> bool:
+    """True if a node reads a tensor that nothing makes: onnxslim drops a Dropout also where its mask is read."""
+    graph = model.graph
+    made = {value.name for value in (*graph.input, *graph.initializer)}
+    made |= {tensor.values.name for tensor in graph.sparse_initializer}
+    made |= {name for node in graph.node for name in node.output}
+    return any(name and name not in made for node in graph.node for name in node.input)
 
 
 def _forget_matches() -> None:

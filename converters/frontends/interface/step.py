@@ -13,6 +13,7 @@ from onnx import shape_inference
 from converters.frontends.interface.axes import Axis, Dims, is_free
 from converters.frontends.interface.batch import Found, find_batch
 from converters.frontends.interface.borders import move_batches
+from converters.frontends.interface.proposals import text_of
 from converters.frontends.interface.protobuf import copy_of, dims_of, dtype_of, inputs_of, names_read, set_dims
 from converters.frontends.interface.sizes import FixedInput, Settled, settle_by_proposal
 from converters.frontends.interface.undecided import require_runnable_branches
@@ -95,6 +96,11 @@ def _settle_outputs(model: onnx.ModelProto, found: Found, source: str) -> None:
                 "does not run on trial inputs",
                 advice="Fix inputs whose value decides what the model does, as in --fix sr=16000; "
                 "or cut the model before this output with --cut.",
+            )
+        if 0 in dims:
+            raise ModelFormatError(
+                f"{source}: output {value.name} has the shape [{text_of(dims)}], so it holds no numbers",
+                advice="Fix the input that gives its size with --fix NAME=VALUE, or cut the model with --cut.",
             )
         set_dims(value, dims)
 

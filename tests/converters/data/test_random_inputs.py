@@ -177,6 +177,13 @@ def test_model_that_never_runs_is_refused_with_its_first_error():
         plausible_samples(graph, fails, 16, 1)
     assert "--data" in caught.value.advice
 
+    def says(inputs):
+        raise ConversionError("the size depends on values", advice="Fix it with --fix NAME=VALUE.")
+
+    with pytest.raises(ConversionError) as caught:
+        plausible_samples(graph, says, 16, 1)
+    assert caught.value.advice.startswith("Fix it with --fix")
+
 
 def test_random_samples_fit_and_repeat():
     """The same seed gives the same samples."""

@@ -47,3 +47,20 @@ def test_input_of_which_only_the_shape_is_read_stays_in_the_interface():
     assert [value.name for value in onnxslim.slim(copy).graph.input] == ["z"]
     result = run_pass(Simplify(), graph)
     assert [spec.name for spec in result.graph.inputs] == ["x", "z"]
+
+
+def test_dropout_whose_mask_is_read_stays():
+    """onnxslim drops the node and leaves a read of its mask; the pass keeps the graph instead."""
+    nodes = [
+        helper.make_node("Neg", ["x"], ["n"], "negated"),
+        helper.make_node("Dropout", ["n"], ["d", "mask"], "dropout"),
+        helper.make_node("Neg", ["d"], ["y"], "back"),
+        helper.make_node("Cast", ["mask"], ["z"], "cast", to=TensorProto.FLOAT),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xyz"]
+    made = helper.make_graph(nodes, "masked", ends[:1], ends[1:])
+    graph = Graph(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    rows = {"x": np.ones((2, 3), np.float32)}
+    answers = run_pass(Simplify(), graph).graph.run(rows)
+    assert np.array_equal(answers["y"], rows["x"])
+    assert np.array_equal(answers["z"], rows["x"])

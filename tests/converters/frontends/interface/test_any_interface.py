@@ -500,3 +500,12 @@ def test_input_without_a_rank_gets_it_from_the_stated_shape(tmp_path):
     graph = load_onnx(path, Stated(shapes={"x": (1, 6)}))
     assert shapes(graph.logical_inputs) == {"x": (None, 6)}
     require_equal(path, graph)
+
+
+def test_output_without_numbers_is_refused(tmp_path):
+    """An output with an axis of 0 holds nothing that could be compared."""
+    nodes = [NODE("Slice", ["x", "none", "none", "last"], ["y"])]
+    constants = {"none": np.array([0]), "last": np.array([1])}
+    path = saved(tmp_path, nodes, {"x": ["n", 3]}, {"y": ["n", 0]}, constants)
+    with pytest.raises(ModelFormatError, match=r"output y has the shape .* holds no numbers"):
+        load_onnx(path)
