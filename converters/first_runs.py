@@ -82,6 +82,6 @@ def noise_of(spec: TensorSpec, rng: Any) -> Array:
     shape, dtype = [size or 1 for size in spec.shape], spec.dtype.numpy
     if dtype.kind == "f":
         return np.asarray(rng.normal(0, 1, shape), dtype=dtype)
-    least = np.iinfo(dtype).min if dtype.itemsize == 1 else 0
-    most = np.iinfo(dtype).max if dtype.itemsize == 1 else 1
+    whole = dtype.kind != "b" and dtype.itemsize == 1
+    least, most = (np.iinfo(dtype).min, np.iinfo(dtype).max) if whole else (0, 1)
     return np.asarray(rng.integers(least, most, shape, endpoint=True), dtype=dtype)

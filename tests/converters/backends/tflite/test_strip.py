@@ -6,11 +6,12 @@ from converters.backends.context import ConversionContext
 from converters.backends.litert import LiteRTBackend
 from converters.backends.tflite.strip import strip
 from converters.data.samples import Samples
-from converters.first_runs import require_equal
+from converters.first_runs import noise_of, require_equal
 from converters.frontends.onnx import canonical
 from edgekit.bundle.recipe import PRESETS
 from edgekit.errors import ConversionError, ParityError
 from edgekit.runtimes.litert import LiteRTRuntime
+from edgekit.tensors import DType, TensorSpec
 from tests.simulators import models
 
 pytestmark = pytest.mark.heavy
@@ -102,3 +103,11 @@ def _packed(model):
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def test_trial_inputs_have_every_type():
+    """Truth values are drawn too: LiteRT files with such an input could not be made at all."""
+    for dtype in (DType.BOOL, DType.UINT8, DType.INT8, DType.INT64, DType.FLOAT32):
+        drawn = noise_of(TensorSpec("x", dtype, (None, 40)), np.random.default_rng(0))
+        assert (drawn.dtype, drawn.shape) == (dtype.numpy, (1, 40))
+        assert len(np.unique(drawn)) > 1
