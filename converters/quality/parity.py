@@ -206,7 +206,7 @@ def _float_limit(value: Array, relative: float) -> Array:
 
 
 def rounding(value: Array, spread: Array) -> Array:
-    """What float32 cannot tell in answers (N, ...) of this size, by the groups of columns of `spread`."""
+    """Differences that float32 cannot tell in answers (N, ...) of this size, by groups of columns of `spread`."""
     largest = np.zeros(spread.shape)
     for part in chunks(value):
         largest = np.maximum(largest, largest_by_group(np.abs(part.astype(np.float64)), spread))

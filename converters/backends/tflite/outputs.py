@@ -1,8 +1,8 @@
 """Makes the outputs of a .tflite's graph those that its signature names.
 
-litert-quantizer puts a DEQUANTIZE behind an int8 tensor that an operator reads as float, such as ArgMax. Where the tensor
-is an output too, the graph then gives out the float copy, and the signature still names the tensor. A delegate keeps
-no such tensor, so the file would fail in its first run.
+litert-quantizer puts a DEQUANTIZE behind an int8 tensor that an operator reads as float, such as ArgMax. Where the
+tensor is an output too, the graph then gives out the float copy, and the signature still names the tensor. A delegate
+keeps no such tensor, so the file would fail in its first run.
 """
 
 from __future__ import annotations
