@@ -7,6 +7,7 @@ function, which are not lost: constants of a graph would be copied over ten time
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import tensorflow as tf
@@ -32,6 +33,16 @@ def direct(source: SourceFile, shapes: dict[str, list[int]], outputs: list[str])
     Raises:
         ConversionError: The model needs operators that LiteRT lacks, or the converter failed.
     """
+    with scratch_folder(prefix="edgekit-direct-") as folder:
+        _save(source, shapes, outputs, folder)
+        gc.collect()  # functions and copies of the weights: the converter needs several times the memory of the weights
+        return_memory()
+        data = convert_saved_model(folder)
+    return Lowered(data, [() for _ in shapes], [() for _ in outputs])
+
+
+def _save(source: SourceFile, shapes: dict[str, list[int]], outputs: list[str], folder: str) -> None:
+    """Write the source model to `folder` as a SavedModel for the converter."""
     loaded = loaded_model(source)
     dtypes = {spec.name: spec.dtype for spec in loaded.inputs}
     specs = [tf.TensorSpec(shape, dtypes[n], name=f"input_{i}") for i, (n, shape) in enumerate(shapes.items())]
@@ -46,11 +57,7 @@ def direct(source: SourceFile, shapes: dict[str, list[int]], outputs: list[str])
         return {f"output_{index}": tf.identity(value) for index, value in enumerate(run(*tensors))}
 
     module.call = tf.function(call, input_signature=specs, autograph=False)
-    with scratch_folder(prefix="edgekit-direct-") as folder:
-        tf.saved_model.save(module, folder, signatures={SIGNATURE: module.call})
-        return_memory()
-        data = convert_saved_model(folder)
-    return Lowered(data, [() for _ in shapes], [() for _ in outputs])
+    tf.saved_model.save(module, folder, signatures={SIGNATURE: module.call})
 
 
 class _Frozen:
