@@ -43,7 +43,7 @@ class Bases:
         self._samples = samples
         self._dead: DeadChannels | None = None
         self._pruner: ChannelPruner | None = None
-        self._kept = GraphStore(folder, "base")
+        self._kept = GraphStore(folder, "base", together=2)  # a pair
         self._faults: dict[Recipe, ConversionError] = {}
 
     @property

@@ -92,7 +92,8 @@ class ConversionContext:
         self._direct: DirectFile | None = None
         self._packed: PackedContext | None = None
         self._calibrations: dict[tuple[bool, Recipe, bool], Calibration] = {}
-        self._prepared = GraphStore(folder, "prepared", MAX_PREPARED)
+        self._prepared = GraphStore(folder, "prepared", most=MAX_PREPARED)
+        self._unchanged: set[tuple[Any, ...]] = set()  # keys of recipes that change no weights
         self._lowered: dict[str, LoweredFile] = {}
         self._checked_heads: set[tuple[Head, ...]] = set()
 
@@ -180,6 +181,8 @@ class ConversionContext:
         base = self.base_graph(graph, recipe)
         require_layers(recipe, layers_of(base))
         key = self.preparation_key(recipe, graph)
+        if key in self._unchanged:
+            return base
         if key not in self._prepared:
             made = self._equalized(base) if recipe.equalize else base
             samples = self.samples if recipe.rounding == "gptq" and recipe.int4_layers else None
@@ -187,6 +190,9 @@ class ConversionContext:
             if recipe.correct_bias:
                 step = CorrectBias(self.samples, exact=_exact_layers(recipe), per_channel=recipe.per_channel)
                 made = run_pass(step, made).graph
+            if made is base:  # a stored one would become a second copy of its weights
+                self._unchanged.add(key)
+                return base
             self._prepared[key] = made
         return self._prepared[key]
 
@@ -204,9 +210,9 @@ class ConversionContext:
 
     def is_prepared(self, recipe: Recipe, graph: Graph) -> bool:
         """True where `prepared` returns at once: the graph was made before, or the recipe changes no weights."""
-        return self.preparation_key(recipe, graph) in self._prepared or not (
-            recipe.equalize or recipe.int4_layers or recipe.correct_bias
-        )
+        key = self.preparation_key(recipe, graph)
+        changes = recipe.equalize or recipe.int4_layers or recipe.correct_bias
+        return not changes or key in self._prepared or key in self._unchanged
 
     def store_prepared(self, recipe: Recipe, graph: Graph, prepared: Graph) -> None:
         """Store `prepared`, which another context made, as the result of `self.prepared(recipe, graph)`."""

@@ -51,6 +51,8 @@ class Artifact(msgspec.Struct, frozen=True):
 
     def moved(self, folder: Path) -> Artifact:
         """The artifact with its bytes in a file in `folder`: a search makes dozens, and reads few again."""
+        if self.path:
+            return self
         path = folder / f"{hashlib.sha256(self.content).hexdigest()}-{self.file}"
         folder.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.content)

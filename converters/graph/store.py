@@ -10,7 +10,7 @@ import onnx
 
 from converters.graph.graph import Graph
 
-MEMORY_BYTES = 64 << 20  # of all graphs in memory; the one used last stays there in any case
+MEMORY_BYTES = 64 << 20  # of all graphs in memory
 
 
 class GraphStore:
@@ -20,10 +20,11 @@ class GraphStore:
         folder: Where the files go; it must exist once memory is full.
         name: Start of the files' names.
         most: How many graphs to keep; the ones used longest ago go. 0 for no limit.
+        together: How many graphs are used together: so many of those used last stay in memory in any case.
     """
 
-    def __init__(self, folder: Path, name: str, most: int = 0) -> None:
-        self._folder, self._name, self._most = folder, name, most
+    def __init__(self, folder: Path, name: str, *, most: int = 0, together: int = 1) -> None:
+        self._folder, self._name, self._most, self._together = folder, name, most, together
         self._graphs: OrderedDict[Hashable, Graph | None] = OrderedDict()  # None: in a file
         self._paths: dict[Hashable, Path] = {}
         self._files = 0
@@ -52,14 +53,13 @@ class GraphStore:
     def _use(self, key: Hashable, graph: Graph) -> None:
         self._graphs[key] = graph
         self._graphs.move_to_end(key)
-        total = graph.model.ByteSize()
-        for other in reversed([other for other in self._graphs if other != key]):
-            kept = self._graphs[other]
+        total, count = 0, 0
+        for one, kept in reversed(list(self._graphs.items())):
             if kept is None:
                 continue
-            total += kept.model.ByteSize()
-            if total > MEMORY_BYTES:
-                self._write(other, kept)
+            total, count = total + kept.model.ByteSize(), count + 1
+            if total > MEMORY_BYTES and count > self._together:
+                self._write(one, kept)
 
     def _write(self, key: Hashable, graph: Graph) -> None:
         if key not in self._paths:

@@ -10,6 +10,7 @@ from converters.backends.onnx_cpu import OnnxCpuBackend
 from converters.calibration.calibrate import Calibration, calibrate
 from converters.data.samples import Samples
 from converters.framework_process import TensorFlowProcess
+from converters.graph import store
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import CalibrationError
 from tests.simulators import dense_models
@@ -40,6 +41,17 @@ def test_memory_is_bounded(context):
         layers = tuple(name for bit, name in enumerate(names) if count >> bit & 1)
         context.prepared(Recipe("int8-dynamic", int4_layers=layers), context.fixed)
     assert len(context._prepared) == 8
+
+
+def test_a_graph_that_stays_as_it_is_has_no_second_copy(context, monkeypatch):
+    """Also where memory is full: what a store reads from a file again is another object with its own weights."""
+    monkeypatch.setattr(store, "MEMORY_BYTES", 0)
+    plain = Recipe("int8")
+    assert context.prepared(plain, context.fixed) is context.fixed
+    context.prepared(Recipe("int8", equalize=True), context.fixed)
+    context.prepared(Recipe("int8", correct_bias=True), context.fixed)
+    assert context.prepared(plain, context.fixed) is context.fixed
+    assert context.prepared_inputs(plain, context.fixed, lower=False).prepared is None
 
 
 def test_copies_in_other_processes_build_the_same(context, tmp_path):

@@ -61,3 +61,15 @@ def test_a_graph_stored_anew_replaces_its_file(graphs, tmp_path: Path, monkeypat
     store["a"], store["b"], store["a"], store["c"] = graphs[0], graphs[1], graphs[2], graphs[1]
     assert store["a"].to_bytes() == graphs[2].to_bytes()
     assert store["b"].to_bytes() == graphs[1].to_bytes()
+
+
+def test_graphs_that_are_used_together_stay_in_memory(graphs, tmp_path: Path, monkeypatch) -> None:
+    """A pair that is larger than the memory is read from files once, not in turn at each use."""
+    monkeypatch.setattr(module, "MEMORY_BYTES", 0)
+    store = GraphStore(tmp_path, "base", together=2)
+    store["other"], store["free"], store["fixed"] = graphs
+    assert (store["free"], store["fixed"]) == (graphs[1], graphs[2])
+    again = store["other"]
+    assert store["other"] is again
+    pair = store["free"], store["fixed"]
+    assert (store["free"], store["fixed"]) == pair
