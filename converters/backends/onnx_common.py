@@ -217,7 +217,7 @@ def _quantizing(kind: str) -> Iterator[None]:
     try:
         logging.getLogger().setLevel(logging.ERROR)
         yield
-    except EdgekitError:
+    except (EdgekitError, OSError):  # a full disk is no fault of the candidate
         raise
     except Exception as error:  # ONNX Runtime's Python code asserts, and raises errors of any type
         raise ConversionError(f"{kind} quantization failed: {_brief(error)}") from error

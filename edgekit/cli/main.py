@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -91,6 +92,11 @@ def run(command: click.Command, name: str) -> int:
         click.echo(f"\n{name}: interrupted", err=True)
         return 130
     except Exception as error:  # the boundary of the program: a bug prints one line, and a traceback with --verbose
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f": {error.filename}" if error.filename else ""
+            advice = "Free some space. Temporary files go to the folder that TMPDIR names; it can be on another disk."
+            _explain(f"{name}: the disk is full{where}", advice, verbose)
+            return 1
         _explain(
             f"{name}: unexpected {type(error).__name__}: {error}", "Run again with --verbose for a traceback.", verbose
         )

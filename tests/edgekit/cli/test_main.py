@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ import pytest
 
 from device_agents.__main__ import agent
 from edgekit.cli.common.console import ProgressLine
-from edgekit.cli.main import COMMANDS, edgekit
+from edgekit.cli.main import COMMANDS, edgekit, run
 
 
 def leaves(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
@@ -66,3 +68,19 @@ def test_progress_tells_the_time_left_of_long_work_only(
         progress(done, 100)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["upload:  20%, 80 s left", "upload:  40%, 60 s left", "upload: 100%"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_as_such(number: int, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    """The message names the file and says that temporary files can go elsewhere; it is no bug to report."""
+
+    @click.command()
+    def full() -> None:
+        raise OSError(number, os.strerror(number), "candidate.onnx")
+
+    monkeypatch.setattr(sys, "argv", ["edgekit"])
+    assert run(full, "edgekit") == 1
+    said = capsys.readouterr().err
+    assert "edgekit: the disk is full: candidate.onnx" in said
+    assert "TMPDIR" in said
+    assert "unexpected" not in said
