@@ -14,7 +14,9 @@ _NOISE = re.compile(
     re.VERBOSE,
 )
 _SOURCES = re.compile(r"\S*/(?:site-packages|dist-packages|tensorflow|onnxruntime)/\S+:\d+:?|\S+\.(?:cc|cpp|h):\d+:?")
-_LOCATIONS = re.compile(r"<unknown>:0:\s*|loc\((?:callsite|fused)\(.*$|\[Op:\w+\]|\btorch\._dynamo\.exc\.")
+_LOCATIONS = re.compile(
+    r"<unknown>:0:\s*|loc\((?:callsite|fused)\(.*$|\[Op:\w+\](?:\sname:)?|\{\{function_node\s[^}]*\}\}|\btorch\._dynamo\.exc\."
+)
 
 
 def plain_text(error: BaseException | str) -> str:

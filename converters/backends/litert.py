@@ -139,8 +139,10 @@ class LiteRTBackend:
         dtypes = {name: _float_dtype(ops[positions[name]], quantized) for name in recipe.float_layers}
         for name, dtype in dtypes.items():
             _keep_float(quantizer, _only(ops[positions[name]].scope), dtype)
-        for name in recipe.int4_layers:
-            _add_rule(quantizer, recipe, _only(ops[positions[name]].scope), 4)
+        fine = {ops[positions[name]].content for name in recipe.int4_layers}
+        for index, op in enumerate(ops):  # litert-quantizer fails on weights that layers of 4 and 8 bits share
+            if op.content in fine and index not in float_positions:
+                _add_rule(quantizer, recipe, _only(op.scope), 4)
         if recipe.precision == STATIC:
             data = self._static(quantizer, lowered, self._ranges(graph, lowered, recipe))
         else:

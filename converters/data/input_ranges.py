@@ -154,8 +154,20 @@ def _affine(node: Any, line: _Line, value: float, *, first: bool) -> _Line | Non
 
 
 def _range_of(spec: TensorSpec, walk: _Walk) -> InputRange:
-    kind = spec.dtype.numpy.kind
     uses = list(walk.uses(spec.name))
+    one = _any_range(spec, walk, uses)
+    if spec.dtype.numpy.kind in "iu" and one.kind == "whole" and any(_divides(node, line) for node, line in uses):
+        return msgspec.structs.replace(one, low=max(one.low, 1.0), high=max(one.high, 1.0))
+    return one
+
+
+def _divides(node: Any, line: _Line) -> bool:
+    """True if the input itself is a divisor."""
+    return node.op_type in ("Div", "Mod") and line.tensor in list(node.input)[1:] and not line.changed
+
+
+def _any_range(spec: TensorSpec, walk: _Walk, uses: list[tuple[Any, _Line]]) -> InputRange:
+    kind = spec.dtype.numpy.kind
     rows = [
         (line.input_for(low), line.input_for(high)) for node, line in uses for low, high in _some(walk.rows(node, line))
     ]

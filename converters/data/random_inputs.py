@@ -170,6 +170,7 @@ def _draws(ranges: Mapping[str, InputRange]) -> list[tuple[str, dict[str, InputR
         ("inputs from 0 to 255", _floats(ranges, InputRange("uniform", 0.0, 255.0))),
         ("small inputs", _floats(ranges, InputRange("normal", -0.3, 0.3))),
         ("indices from 0", _integers(ranges, lambda one: (max(0.0, one.low), one.high))),
+        ("integers from 1", _integers(ranges, lambda one: (max(1.0, one.low), max(1.0, one.high)))),
         ("integers 0 and 1", _integers(ranges, lambda one: (0.0, min(one.high, 1.0)))),
     ]
     draws = [("plausible inputs", first), ("a second draw", first)]

@@ -201,10 +201,11 @@ class Graph:
         """
         if self.opaque is not None:
             names = [spec.name for spec in self.inputs], [spec.name for spec in self.outputs]
-            return joined(list(run_opaque(self.opaque, names, self.chunks(inputs))))
+            return joined([whole(part, 1) for part in run_opaque(self.opaque, names, self.chunks(inputs))])
         runtime = OnnxRuntime(self.to_bytes(), threads=1)
         try:
-            parts = [runtime.run(chunk) for chunk in self.chunks(inputs)]
+            chunks = self.chunks(inputs)
+            parts = [whole(runtime.run(chunk), len(next(iter(chunk.values())))) for chunk in chunks]
         finally:
             runtime.close()
         return joined(parts)
@@ -264,11 +265,23 @@ def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def whole(answers: Mapping[str, Array], rows: int) -> Mapping[str, Array]:
+    """The answers to `rows` samples, as they are.
+
+    Raises:
+        ConversionError: an output has another number of rows, so its size depends on the values of the inputs.
+    """
+    for name, value in answers.items():
+        if len(value) != rows:
+            raise varying_size(name, (rows, *value.shape[1:]), value.shape)
+    return answers
+
+
 def varying_size(output: str, *sizes: tuple[int, ...]) -> ConversionError:
-    """The error for an output that has other `sizes`, without the batch, for other samples."""
+    """The error for an output that has other `sizes`, for other samples."""
+    found = [f"{list(size)}{' (no numbers)' if 0 in size else ''}" for size in sizes]
     return ConversionError(
-        f"the size of output {output} depends on the values of the inputs: samples gave "
-        + " and ".join(str(list(size)) for size in sizes),
+        f"the size of output {output} depends on the values of the inputs: samples gave " + " and ".join(found),
         advice="Fix the input that states the size with --fix NAME=VALUE, or cut the model with --cut.",
     )
 

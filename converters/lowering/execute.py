@@ -29,6 +29,7 @@ import converters.lowering.operators.shapes
 import converters.lowering.operators.spatial
 import converters.lowering.operators.spectra
 import converters.lowering.operators.trigonometry  # noqa: F401 - importing these fills the registry
+from converters.foreign_text import named
 from converters.graph.graph import Graph, attributes, label
 from converters.lowering.advice import advice_for
 from converters.lowering.fusing import with_gelus
@@ -92,9 +93,7 @@ def _lowered(node: Any, inputs: list[Value | None], more: dict[str, Any]) -> tup
     except CannotLowerError as error:
         raise _cannot(node, str(error)) from error
     except (ValueError, TypeError, IndexError, KeyError, tf.errors.OpError) as error:
-        raise _cannot(
-            node, f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-        ) from error
+        raise _cannot(node, named(error)) from error
     return result if isinstance(result, tuple) else (result,)
 
 

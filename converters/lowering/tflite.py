@@ -16,6 +16,7 @@ import tensorflow as tf
 from converters.foreign_text import plain_text
 from converters.graph.graph import Graph
 from converters.lowering import Lowered
+from converters.lowering.advice import OTHER_RUNTIME
 from converters.lowering.execute import execute
 from converters.lowering.values import Value, channels_last, identity
 from converters.lowering.weights import Weights
@@ -117,7 +118,10 @@ def convert_saved_model(folder: str) -> bytes:
     except Exception as error:  # the converter raises bare Exceptions; the error names it and the conversion stops
         missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither a custom op nor a flex op", str(error))))
         if missing:
-            raise ConversionError(f"LiteRT has no operators for {', '.join(missing)} of TensorFlow") from error
+            raise ConversionError(
+                f"LiteRT has no operators for {', '.join(missing)} of TensorFlow in the types that the model has",
+                advice=OTHER_RUNTIME,
+            ) from error
         raise ConversionError(f"the LiteRT converter failed: {plain_text(error)}") from error
     signatures = tf.lite.Interpreter(model_content=data).get_signature_list()
     if list(signatures) != [SIGNATURE]:

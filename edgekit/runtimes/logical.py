@@ -145,8 +145,18 @@ class LogicalRuntime:
             if not outputs:
                 outputs = {name: np.empty((rows, *value.shape[1:]), value.dtype) for name, value in row_outputs.items()}
             for name, value in row_outputs.items():
-                outputs[name][i : i + 1] = value
+                if value.shape != (1, *outputs[name].shape[1:]):
+                    raise _varying_size(name, i, value, outputs[name])
+                outputs[name][i] = value[0]
         return outputs
+
+
+def _varying_size(name: str, row: int, value: Array, before: Array) -> RuntimeLoadError:
+    return RuntimeLoadError(
+        f"the size of output {name} depends on the values of the inputs: row {row} gave {list(value.shape)}, rows "
+        f"before it {[1, *before.shape[1:]]}",
+        advice="Send one row a call, or convert the model again, cut before what decides the size (--cut).",
+    )
 
 
 def check_inputs(specs: Sequence[TensorSpec], values: Mapping[str, Array]) -> int | None:

@@ -39,3 +39,9 @@ def test_an_error_without_a_message_is_named_by_its_kind():
     """The kind stands before the message, and alone where there is none."""
     assert named(KeyError()) == "KeyError"
     assert named(ValueError("x")) == "ValueError: x"
+
+
+def test_functions_and_operators_of_tensorflow_are_left_out():
+    """The device and the function of an operator say nothing to a reader."""
+    text = "{{function_node __wrapped__Mod_/job:localhost/device:CPU:0}} Integer division by zero [Op:Mod] name: "
+    assert plain_text(text) == "Integer division by zero"

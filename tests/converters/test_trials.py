@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from onnx import helper
+from onnx import TensorProto, helper
 
 from converters import trials
 from converters.backends.tflite.strip import packed
@@ -61,3 +61,11 @@ def test_errors_of_a_runtime_keep_their_type(tmp_path):
     trials.try_onnx("candidate int8", model.SerializeToString())
     with pytest.raises(RuntimeLoadError):
         trials.try_onnx("candidate int8", np.zeros(8, np.uint8).tobytes())
+
+
+def test_a_model_that_divides_by_its_input_is_tried_with_ones():
+    """The first run draws whole numbers from 0; a model that divides by them is run with 1."""
+    model = models.model_of([helper.make_node("Div", ["x", "z"], ["y"])], {"x": [3], "z": [3]}, {"y": [3]})
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.INT64
+    trials.try_onnx("candidate float32", model.SerializeToString())

@@ -59,6 +59,11 @@ def _axis(dim: Any) -> Axis:
     return dim.dim_param.strip() or None if dim.dim_param.strip() != "?" else None
 
 
+def is_zero(dim: Any) -> bool:
+    """True for a size of 0, which some exporters write for a free one."""
+    return bool(dim.HasField("dim_value") and not dim.dim_value)
+
+
 def set_dims(value: Any, dims: Dims) -> None:
     """Replace the axes of an input or output."""
     shape = value.type.tensor_type.shape

@@ -28,6 +28,7 @@ from converters.frontends.interface.protobuf import (
     drop_stored_shapes,
     dtype_of,
     inputs_of,
+    is_zero,
     set_dims,
 )
 from converters.graph.interface import Number
@@ -73,6 +74,7 @@ def settle(model: onnx.ModelProto, stated: Stated, source: str) -> tuple[onnx.Mo
     """
     model = copy_of(model)
     values = {value.name: value for value in inputs_of(model)}
+    zeros = _zeros_of(values)
     _give_ranks(values, stated)
     _require_names(values, stated, source)
     symbols = dict(stated.dims)
@@ -82,7 +84,7 @@ def settle(model: onnx.ModelProto, stated: Stated, source: str) -> tuple[onnx.Mo
     notes = _settle_from_data(model, values, stated)
     free = _open(values, stated)
     if free:
-        notes.append(settle_by_proposal(model, free, source, stated))
+        notes.append(settle_by_proposal(model, free, source, stated, zeros))
     _require_possible(model, source)
     fixed, more = _fix(model, stated)
     drop_stored_shapes(model)
@@ -112,6 +114,17 @@ def _give_ranks(values: Mapping[str, Any], stated: Stated) -> None:
     for name, shape in stated.shapes.items():
         if name in values and not values[name].type.tensor_type.HasField("shape"):
             set_dims(values[name], (None,) * len(shape))
+
+
+def _zeros_of(values: Mapping[str, Any]) -> str:
+    """The axes to which the file gives the size 0, for messages; some exporters write 0 for a free size."""
+    found = [
+        f"axis {index} of input {name}"
+        for name, value in values.items()
+        for index, dim in enumerate(value.type.tensor_type.shape.dim)
+        if is_zero(dim)
+    ]
+    return f"; the file gives {', '.join(found)} the size 0, which holds no numbers" if found else ""
 
 
 def _require_names(values: Mapping[str, Any], stated: Stated, source: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from converters.graph.graph import Graph, joined, varying_size
+from converters.graph.graph import Graph, joined, varying_size, whole
 from converters.graph.interface import SourceInput
 from edgekit.bundle.sample_rows import from_layout, to_layout
 from edgekit.tensors import Array, TensorSpec
@@ -35,7 +35,8 @@ def run_samples(graph: Graph, inputs: Mapping[str, Array], run: Run) -> dict[str
         size = min(rows, count - start)
         feed = {one.spec.name: _layout(one, inputs, start, size) for one in interface.inputs}
         answers = run(feed)
-        parts.append({spec.name: _samples(spec, np.asarray(answers[spec.name])) for spec in interface.outputs})
+        samples = {spec.name: _samples(spec, np.asarray(answers[spec.name])) for spec in interface.outputs}
+        parts.append(dict(whole(samples, size)))
     return joined(parts)
 
 

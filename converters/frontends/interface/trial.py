@@ -11,7 +11,15 @@ import numpy as np
 import onnx
 
 from converters.frontends.interface.axes import BatchAxes, Dims
-from converters.frontends.interface.protobuf import copy_of, dims_of, drop_stored_shapes, dtype_of, inputs_of, set_dims
+from converters.frontends.interface.protobuf import (
+    copy_of,
+    dims_of,
+    drop_stored_shapes,
+    dtype_of,
+    inputs_of,
+    is_zero,
+    set_dims,
+)
 from edgekit.errors import RuntimeLoadError
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array, DType
@@ -32,6 +40,7 @@ def opened(model: onnx.ModelProto) -> Iterator[OnnxRuntime]:
     free = copy_of(model)
     free.ir_version = min(free.ir_version, NEWEST_IR)
     _free_sizes(free.graph.output)
+    _free_sizes([value for value in inputs_of(free) if any(map(is_zero, value.type.tensor_type.shape.dim))])
     drop_stored_shapes(free)
     try:
         runtime = OnnxRuntime(free.SerializeToString(), threads=1, quiet=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from converters.graph.graph import Graph
 from edgekit.errors import ConversionError, RuntimeLoadError
 from edgekit.tensors import Array
 
+# ONNX Runtime refuses to divide whole numbers by 0; NumPy, and so ONNX's reference, answers with a 0.
+_DIVIDED_BY_ZERO = re.compile(r"integer (?:division|modulo) by zero", re.IGNORECASE)
+
 
 def onnx_answers(
     path: Path, inputs: Mapping[str, Array], *, graph: Graph | None = None, cut: Sequence[str] = ()
@@ -37,12 +41,17 @@ def onnx_answers(
 
     Raises:
         ModelFormatError: As `load_onnx`.
-        ConversionError: Neither can run the file.
+        ConversionError: Neither can run the file, or it divides whole numbers by 0.
     """
     model = source_model(path, cut)
     try:
         answers = _runtime_answers(model, graph, inputs)
     except RuntimeLoadError as refused:
+        if _DIVIDED_BY_ZERO.search(str(refused)):
+            raise ConversionError(
+                f"the model divides whole numbers by 0 for some of these samples: {one_line(refused)}",
+                advice="Give --data whose divisors are not 0, or let the model bound the divisor (Max with 1).",
+            ) from refused
         try:
             answers = _reference_answers(model, graph, inputs)
         except Exception as error:  # the reference raises any numpy error

@@ -8,6 +8,7 @@ import onnx
 from onnx import helper
 
 from converters.frontends.onnx.nodes import all_graphs, all_nodes, free_name, inner_graphs, taken_names
+from converters.frontends.onnx.time_first import time_first
 
 MIN_IR, MAX_IR = 8, 11  # of the file format: the oldest supported ONNX Runtime refuses newer ones
 STANDARD = ("", "ai.onnx")
@@ -18,7 +19,8 @@ def repaired(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Weights are not inputs, domains that no node uses are not imported, a node comes after those that it reads, every
     output is made by a node of its own and is given out once, a default that ONNX's shape inference mistakes is stated,
-    and the version of the file format is one that every supported ONNX Runtime reads.
+    recurrent layers have the time first, and the version of the file format is one that every supported ONNX Runtime
+    reads.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -30,6 +32,7 @@ def repaired(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "STFT" and not any(attribute.name == "onesided" for attribute in node.attribute):
             node.attribute.append(helper.make_attribute("onesided", 1))  # ONNX's inference takes 0 for the default
     _keep_used_domains(copy)
+    time_first(copy.graph)
     for graph in all_graphs(copy.graph):
         _drop_initializer_inputs(graph)
         _drop_repeated_initializers(graph)

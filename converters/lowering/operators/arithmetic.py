@@ -33,9 +33,17 @@ def _broadcasting(operator: str, function: Callable[..., Any]) -> None:
     lowers(operator)(lowering)
 
 
+def _never_zero(divisor: Any) -> Any:
+    """The divisor of whole numbers, with 1 for 0 in the eager run: its inputs are zeros, and it only makes weights."""
+    if not (tf.executing_eagerly() and tf.is_tensor(divisor)):
+        return divisor
+    return tf.where(tf.equal(divisor, 0), tf.ones_like(divisor), divisor)
+
+
 def _divide(left: Any, right: Any) -> Any:
     if tf.as_dtype(left.dtype).is_floating:
         return tf.divide(left, right)
+    right = _never_zero(right)
     if tf.as_dtype(left.dtype) == tf.int32:
         return tf.truncatediv(left, right)
     return tf.cast(tf.truncatediv(tf.cast(left, tf.int32), tf.cast(right, tf.int32)), left.dtype)
@@ -93,6 +101,8 @@ def where(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 def mod(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Mod with the sign of the divisor, or with fmod the sign of the dividend."""
     (left, right), order = aligned([required(value) for value in inputs])
+    if not tf.as_dtype(right.dtype).is_floating:
+        right = _never_zero(right)
     if not attrs.get("fmod"):
         return Value(tf.math.floormod(left, right), order)
     return Value(tf.sign(left) * tf.math.floormod(tf.abs(left), tf.abs(right)), order)

@@ -270,3 +270,17 @@ def tensor_names(path):
     graph = model.subgraphs[0]
     indices = [*graph.inputs, *(i for operator in graph.operators for i in operator.outputs)]
     return [graph.tensors[i].name.decode() for i in indices]
+
+
+def test_weights_that_layers_of_4_and_8_bits_share_have_4_bits_in_both(child, tmp_path):
+    """The quantizer fails on one tensor in two types; weights on the grid of 4 bits lose nothing."""
+    grid = np.random.default_rng(0).integers(-7, 8, (32, 32)).astype(np.float32)
+    grid[0] = 7
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "w"], ["y"], name="second"),
+    ]
+    graph = Graph(models.model_of(nodes, {"x": ["n", 32]}, {"y": ["n", 32]}, {"w": grid / 50}))
+    backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), None, child, tmp_path))
+    assert dtypes(backend.build(Recipe("int8-weights", int4_layers=("second",)))) == ["int4", "int4"]

@@ -191,3 +191,15 @@ def test_random_samples_fit_and_repeat():
     one, two, other = (random_samples(graph, 4, seed).inputs["x"] for seed in (7, 7, 8))
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, other)
+
+
+def test_divisors_of_whole_numbers_are_not_0():
+    """An input that divides begins at 1; where it divides behind other operators, another draw is taken."""
+    kinds = dict.fromkeys("abcy", TensorProto.INT64)
+    nodes = [node("Div", ["a", "b"], "q"), node("Mul", ["c", "c"], "cc"), node("Mod", ["q", "cc"], "y")]
+    sizes = {name: ["batch", 4] for name in "abc"}
+    graph = graph_of(nodes, sizes, {"y": ["batch", 4]}, **kinds)
+    assert input_ranges(graph)["b"].low == 1
+    assert input_ranges(graph)["a"].low == 0
+    inputs = plausible_samples(graph, graph.run, 64, 1).samples.inputs
+    assert inputs["b"].min() == inputs["c"].min() == 1

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from converters.frontends.onnx import canonical, load_onnx, onnx_answers
 from converters.frontends.onnx.floats import dtypes_of, precision_of
@@ -397,3 +398,28 @@ def test_foreign_messages_are_shortened():
     failed = RuntimeError("/project/onnx/x.h:66: adapt: Assertion `a == b` failed: Mod has no such type")
     assert one_line(failed) == "Mod has no such type"
     assert one_line(RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Node\n(x)")) == "Node (x)"
+
+
+@pytest.mark.parametrize(("kind", "gates", "inner"), [("LSTM", 4, False), ("GRU", 3, False), ("RNN", 1, True)])
+def test_recurrent_layer_with_its_batch_first_gets_the_time_first(tmp_path, kind, gates, inner):
+    """ONNX Runtime refuses layout 1; the answers are those of ONNX's reference, with first states, inside an If too."""
+    hidden, steps, directions = 3, 5, 2
+    weights = {
+        "w": rows(directions, gates * hidden, 4),
+        "r": rows(directions, gates * hidden, hidden),
+        "h0": np.zeros((2, directions, hidden), np.float32) + 0.5,
+        "true": np.array(True),
+    }
+    layer = helper.make_node(
+        kind, ["x", "w", "r", "", "", "h0"], ["y", "h"], hidden_size=hidden, layout=1, direction="bidirectional"
+    )
+    sizes = {"y": [2, steps, directions, hidden], "h": [2, directions, hidden]}
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in sizes.items()]
+    branch = helper.make_graph([layer], "branch", [], values)
+    node = helper.make_node("If", ["true"], ["y", "h"], then_branch=branch, else_branch=branch) if inner else layer
+    model = models.model_of([node], {"x": [2, steps, 4]}, sizes, weights)
+    x = rows(1, 2, steps, 4)
+    expected = dict(zip(sizes, ReferenceEvaluator(model).run(None, {"x": x[0]}), strict=True))
+    found = same(model, tmp_path, x)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name].reshape(value.shape), value, atol=1e-6)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from converters.frontends.onnx import canonical
 from edgekit.errors import UnsupportedOpError
@@ -68,3 +68,19 @@ def test_padding_of_a_maximum_leaves_8_bit_scales_alone(child, tmp_path):
     for name, value in expected.items():
         np.testing.assert_array_equal(answers[name], value)
     assert "PADV2" not in operators
+
+
+def test_whole_numbers_divide_by_an_input(child, tmp_path):
+    """The weights are made in a run on zeros, which would divide by 0; answers are ONNX Runtime's."""
+    nodes = [
+        helper.make_node("Div", ["x", "z"], ["q"]),
+        helper.make_node("Mod", ["x", "z"], ["r"]),
+        helper.make_node("Concat", ["q", "r"], ["y"], axis=1),
+    ]
+    model = models.model_of(nodes, {"x": ["n", 3], "z": ["n", 3]}, {"y": ["n", 6]})
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.INT32
+    graph, runtime, _ = lowered(child, tmp_path, model)
+    inputs = {"x": np.array([[7, -7, 9]], np.int32), "z": np.array([[2, 2, 3]], np.int32)}
+    np.testing.assert_array_equal(runtime.run(inputs)["y"], graph.run(inputs)["y"])
+    runtime.close()

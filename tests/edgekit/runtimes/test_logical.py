@@ -296,3 +296,15 @@ def test_layout_that_moves_the_batch_away_from_the_front_is_refused() -> None:
     raw = Echo({"a": (DType.FLOAT32, (2, 4))})
     with pytest.raises(RuntimeLoadError, match="1 axes, the artifact has 2"):
         runtime_of(raw, [Binding(TensorSpec("x", DType.FLOAT32, (4,)), raw.inputs[0])])
+
+
+def test_rows_whose_answers_have_other_sizes_are_an_error() -> None:
+    """A row with no numbers is not one row of the answer."""
+
+    class Shrinking(Echo):
+        def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+            return {name: value[: int(value[0, 0])] for name, value in super().run(inputs).items()}
+
+    runtime = make(Shrinking({"a": (DType.FLOAT32, (1, 2))}), (None, 2))
+    with pytest.raises(RuntimeLoadError, match="size of output a_out depends on the values"):
+        runtime.run({"image": np.array([[1, 2], [0, 2]], np.float32)})

@@ -509,3 +509,44 @@ def test_output_without_numbers_is_refused(tmp_path):
     path = saved(tmp_path, nodes, {"x": ["n", 3]}, {"y": ["n", 0]}, constants)
     with pytest.raises(ModelFormatError, match=r"output y has the shape .* holds no numbers"):
         load_onnx(path)
+
+
+def test_output_that_is_sometimes_empty_is_told(tmp_path):
+    """A list that is empty for some inputs, and has one number otherwise, is no batch of one."""
+    nodes = [
+        NODE("Greater", ["x", "low"], ["more"]),
+        NODE("Cast", ["more"], ["count"], to=TensorProto.INT64),
+        NODE("Reshape", ["count", "flat"], ["n"]),
+        NODE("ConstantOfShape", ["n"], ["y"]),
+    ]
+    path = saved(tmp_path, nodes, {"x": [1, 1]}, {"y": ["n"]}, {"low": np.float32(-9), "flat": np.array([-1])})
+    graph = load_onnx(path)
+    samples = {"x": np.array([[1], [-10]], np.float32)}
+    for run in (graph.run, lambda inputs: onnx_answers(path, inputs, graph=graph)):
+        with pytest.raises(ConversionError, match=r"the size of output y depends on the values.*\(no numbers\)"):
+            run(samples)
+
+
+def test_input_axis_of_size_0_is_a_free_one(tmp_path):
+    """Some exporters write 0 for a free size, and caches begin empty: the size is asked for, and taken."""
+    nodes = [NODE("Concat", ["past", "x"], ["c"], axis=1), NODE("ReduceSum", ["c", "one"], ["y"], keepdims=0)]
+    constants = {"one": np.array([1])}
+    path = saved(tmp_path, nodes, {"x": ["n", 4, 3], "past": ["n", 0, 3]}, {"y": ["n", 3]}, constants)
+    with pytest.raises(ModelFormatError, match="the file gives axis 1 of input past the size 0") as caught:
+        load_onnx(path)
+    assert "--input-shape past=1," in caught.value.advice
+    graph = load_onnx(path, Stated(shapes={"past": (1, 2, 3)}))
+    assert shapes(graph.inputs) == {"x": (None, 4, 3), "past": (None, 2, 3)}
+    require_equal(path, graph)
+
+
+@pytest.mark.parametrize("operator", ["Div", "Mod"])
+def test_division_of_whole_numbers_by_0_is_told(tmp_path, operator):
+    """ONNX Runtime refuses it, and NumPy's answer of 0 is not taken for the model's."""
+    kinds = dict.fromkeys("xzy", TensorProto.INT64)
+    path = saved(tmp_path, [NODE(operator, ["x", "z"], ["y"])], {"x": ["n"], "z": ["n"]}, {"y": ["n"]}, kinds=kinds)
+    graph = load_onnx(path)
+    inputs = {"x": np.array([6, 7]), "z": np.array([2, 3])}
+    assert onnx_answers(path, inputs, graph=graph)["y"].tolist() == ([3, 2] if operator == "Div" else [0, 1])
+    with pytest.raises(ConversionError, match="divides whole numbers by 0"):
+        onnx_answers(path, {**inputs, "z": np.array([0, 3])}, graph=graph)
