@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -18,8 +19,9 @@ from converters.cascade.certifying import (
     samples_needed,
     share_bound,
 )
-from converters.cascade.scores import area, fit_temperature, functions
-from converters.data.samples import Samples, split_samples
+from converters.cascade.scores import area, below_ties, fit_temperature, functions, tied
+from converters.data.repeats import copied, repeated
+from converters.data.samples import CALIBRATION_SHARE, CHOICE_SHARE, Samples, row_digests, split_samples
 from edgekit.bundle.manifest import Task
 from edgekit.certificate.document import ACCURACY, KEPT_ACCURACY, REGRET, Bound, Bounded, Certificate
 from edgekit.certificate.scoring import ScoreFunction, score
@@ -29,6 +31,7 @@ from edgekit.tensors import Array
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 TARGET_SHARE, RATE_SHARE = 0.8, 0.1  # of the error probability: for the target, and for each of the two rates
+PROOF_SHARE = 1 - CALIBRATION_SHARE - CHOICE_SHARE  # of the samples
 _BEST_STEPS = 10
 
 
@@ -67,6 +70,7 @@ class Calibration(msgspec.Struct, frozen=True):
         certificate: The certificate.
         tried: The score functions, the chosen one first.
         proof: Measured losses on the samples of the proof.
+        repeated: Samples whose inputs equal those of another one.
         naive: Threshold that meets the target on these samples and proves nothing; None where there is none.
         loss: Measured loss at the certified threshold.
         limit: Allowed loss.
@@ -78,6 +82,7 @@ class Calibration(msgspec.Struct, frozen=True):
     naive: float | None
     loss: float
     limit: float
+    repeated: int = 0
 
 
 class Answers(msgspec.Struct, frozen=True):
@@ -90,7 +95,7 @@ class Answers(msgspec.Struct, frozen=True):
     def pairs(self, function: ScoreFunction) -> Pairs:
         """The answers as pairs, scored by `function`."""
         decided = self.edge.argmax(axis=-1)
-        scores, differs = score(function, self.edge), decided != self.cloud
+        scores, differs = tied(score(function, self.edge)), decided != self.cloud
         if self.labels is None:
             return Pairs(scores, differs)
         return Pairs(scores, differs, decided != self.labels, self.cloud != self.labels)
@@ -116,13 +121,14 @@ def answers(edge: Run, cloud: Run, samples: Samples, task: Task) -> Answers:
     assert second is not None
     if first.shape != second.shape:
         raise DataError(f"the edge model has {first.shape[1]} classes, and the cloud model {second.shape[1]}")
-    faults = [where for where, found in (("edge", first), ("cloud", second)) if not np.isfinite(found).all()]
+    unusable = {where: ~np.isfinite(found).all(axis=-1) for where, found in (("edge", first), ("cloud", second))}
+    faults = [f"{int(rows.sum())} of the {where} model" for where, rows in unusable.items() if rows.any()]
     if faults:
-        raise DataError(f"answers of the {' and the '.join(faults)} model hold NaN or infinity")
-    labels = samples.labels
-    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
-        raise DataError(f"labels are {labels.dtype} of shape {list(labels.shape)}, expected class indices (N,)")
-    return Answers(first, second.argmax(axis=-1), labels)
+        raise DataError(
+            f"answers hold NaN or infinity: {' and '.join(faults)}, of {len(samples)} samples",
+            advice="Mend the model; without the samples on which it fails, a proof would not be of all answers.",
+        )
+    return Answers(first, second.argmax(axis=-1), samples.labels)
 
 
 def calibrate(
@@ -148,9 +154,14 @@ def calibrate(
             f"the target {promise.target} needs labels, and the data has none",
             advice="Add class indices as y, or use --regret, which needs none.",
         )
-    split = split_samples(samples)
+    digests = row_digests(samples)
+    if unlabelled is not None:
+        _check_apart(digests, row_digests(unlabelled))
+    _check_label_form(samples.labels)
+    split = split_samples(samples, together=False)
     parts = (split.calibration, split.choice, split.proof)
     fitting, choice, proof = (answers(edge, cloud, part, task) for part in parts)
+    _check_label_range(samples.labels, fitting.edge.shape[1])
     more = None if unlabelled is None else answers(edge, cloud, unlabelled, task)
     tried = _tried(promise, task, fitting, choice)
     function = tried[0].function
@@ -160,17 +171,47 @@ def calibrate(
     threshold = certify(goal, chosen, proving, extra)
     if threshold is None or not np.isfinite(threshold):
         raise _refusal(promise, chosen, proving, extra, everything=threshold is not None)
+    threshold = below_ties(threshold)
     certificate = _certificate(promise, function, threshold, chosen, proving, extra, task.output, bound)
     found = curve(proving, goal.target)
     loss = float(found.loss[np.searchsorted(found.threshold, threshold)])
-    return Calibration(certificate, tried, found, naive_threshold(proving, goal), loss, goal.limit)
+    naive = naive_threshold(proving, goal)
+    return Calibration(certificate, tried, found, naive, loss, goal.limit, repeated(digests))
+
+
+def _check_apart(digests: Sequence[bytes], more: Sequence[bytes]) -> None:
+    """Refuse samples without labels that are those of the proof once more, or those of the choice."""
+    count = copied(digests, more)
+    if count:
+        raise DataError(
+            f"{count} of the {len(more)} samples of --unlabeled are in --data too; each sample may be used once",
+            advice="Give other samples as --unlabeled, or leave it out.",
+        )
+
+
+def _check_label_form(labels: Array | None) -> None:
+    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+        raise DataError(
+            f"labels are {labels.dtype} of shape {list(labels.shape)}, expected class indices (N,)",
+            advice="Save y.argmax(axis=1) where y has one column for each class, y.astype(int) where it is one number.",
+        )
+
+
+def _check_label_range(labels: Array | None, classes: int) -> None:
+    """A label out of range would count as a wrong answer of both models."""
+    if labels is None:
+        return
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        raise DataError(
+            f"labels go from {labels.min()} to {labels.max()}, and the models have {classes} classes: "
+            f"{int(outside.sum())} of {len(labels)} are out of range",
+            advice="Leave samples without a known class out of --data; --unlabeled takes them.",
+        )
 
 
 def _tried(promise: Promise, task: Task, fitting: Answers, choice: Answers) -> tuple[Tried, ...]:
     classes = fitting.cloud if fitting.labels is None else fitting.labels
-    if classes.min() < 0 or classes.max() >= fitting.edge.shape[1]:
-        count = fitting.edge.shape[1]
-        raise DataError(f"labels go from {classes.min()} to {classes.max()}, and the models have {count} classes")
     temperature = fit_temperature(fitting.edge, task.scores, classes)
     plain = fitting.pairs(ScoreFunction(scores=task.scores))
     made = functions(fitting.edge, task.scores, temperature, plain)
@@ -224,20 +265,24 @@ def _refusal(promise: Promise, chosen: Pairs, proving: Pairs, extra: Pairs | Non
     """Why there is no certificate, the best that can be had, and how many samples would do."""
     goal = promise.goal()
     found = curve(proving, goal.target)
-    measured = float(np.nanmin(found.loss[:-1]))
+    at = int(np.nanargmin(found.loss[:-1]))
+    measured, n = float(found.loss[at]), len(proving)
     words = {ACCURACY: "accuracy of the pair", REGRET: "regret", KEPT_ACCURACY: "accuracy of what is kept"}
     if everything:
         reason = "it is proven only where every answer is sent, which needs no edge model"
     else:
-        reason = f"measured is {promise.shown(measured):.4f} at the best threshold, on {len(proving)} samples"
+        kept = f", which keeps {round(n * (1 - found.sent[at]))} of" if promise.target == KEPT_ACCURACY else ", on"
+        reason = f"measured is {promise.shown(measured):.4f} at the best threshold{kept} {n} samples"
     best = _best(goal, chosen, proving, extra)
     needed = samples_needed(goal, proving)
     side = "at most" if promise.target == REGRET else "at least"
     advice = f"Proven by these samples is {side} {promise.shown(best):.4f}." if best is not None else ""
     if needed is None:
-        advice += " No number of samples would prove the target with these two models."
-    elif needed > len(proving):
-        advice += f" About {needed} samples in the proof would do, {round(needed / 0.6)} in all."
+        advice += f" No number of samples would prove the target, if all answers are like those to these {n}."
+    elif needed > n:
+        advice += f" About {needed} samples in the proof would do, {math.ceil(needed / PROOF_SHARE)} in all."
+    else:
+        advice += f" The proof nearly succeeds with these {n} samples: twice as many may do."
     return RefusedError(
         f"{words[promise.target]} of {side} {promise.value:g} is not proven at {promise.confidence:.0%}: {reason}",
         advice=advice.strip(),

@@ -20,6 +20,7 @@ from edgekit.certificate.document import ACCURACY, KEPT_ACCURACY, REGRET
 from edgekit.tensors import Array
 
 _RATE_GRID = 100  # thresholds at which the rate of disagreement is bounded
+_SEED = 20261130
 _POWER = 0.8  # probability of a proof that `samples_needed` asks for
 
 
@@ -114,7 +115,7 @@ def certify(goal: Goal, fit: Pairs, certifying: Pairs, unlabelled: Pairs | None 
     """
     if _is_bounded(certifying) and goal.target != REGRET:
         return _certify_bounded(goal, fit, certifying)
-    extra = unlabelled.take(slice(MOST_UNLABELLED * len(certifying))) if unlabelled is not None else None
+    extra = None if unlabelled is None else _some(unlabelled, MOST_UNLABELLED * len(certifying))
     if goal.target == REGRET and extra is not None:
         certifying, extra = certifying.without_labels().joined(extra), None
     if extra is not None and (len(certifying) < LEAST_LABELLED or len(extra) < len(certifying) / 2):
@@ -132,6 +133,11 @@ def certify(goal: Goal, fit: Pairs, certifying: Pairs, unlabelled: Pairs | None 
         scores = _scored(test, goal.target, certifying, extra)
     _, first = _thresholds(score)
     return _lowest(score, _totals(score, *scores, first) >= test.critical, start)
+
+
+def _some(pairs: Pairs, most: int) -> Pairs:
+    """At most so many pairs, by chance: the rows of a file are often in the order of their classes, or of time."""
+    return pairs if len(pairs) <= most else pairs.take(np.random.default_rng(_SEED).permutation(len(pairs))[:most])
 
 
 def _is_bounded(pairs: Pairs) -> bool:
@@ -181,15 +187,21 @@ def disagreement_bound(pairs: Pairs, fit: Pairs, threshold: float, share: float,
 def samples_needed(goal: Goal, pairs: Pairs) -> int | None:
     """About how many certifying samples prove the goal in four cases of five; None where no number would do.
 
-    From the loss that was measured at the best threshold, by the normal approximation.
+    From the loss that was measured at the best threshold, by the normal approximation. Sending everything is no answer.
     """
     found = curve(pairs, goal.target)
+    found = Curve(found.threshold[:-1], found.sent[:-1], found.loss[:-1])
     if not np.any(found.loss < goal.limit):
         return None
-    kept = 1 - found.sent if goal.target == KEPT_ACCURACY else np.ones(len(found.sent))
-    room = np.where(found.loss < goal.limit, goal.limit - found.loss, np.nan)
+    kept, loss = np.ones(len(found.sent)), found.loss
+    if goal.target == KEPT_ACCURACY:  # a few kept answers without a loss say little: Laplace's estimate
+        kept = 1 - found.sent
+        counted = len(pairs) * kept
+        smoothed = (loss * counted + 1) / (counted + 2)
+        loss = smoothed if np.any(smoothed < goal.limit) else loss
+    room = np.where(loss < goal.limit, goal.limit - loss, np.nan)
     z = stats.norm.isf(goal.error) * np.sqrt(goal.limit * (1 - goal.limit))
-    z = z + stats.norm.ppf(_POWER) * np.sqrt(found.loss * (1 - found.loss))
+    z = z + stats.norm.ppf(_POWER) * np.sqrt(loss * (1 - loss))
     with np.errstate(divide="ignore", invalid="ignore"):
         needed = (z / room) ** 2 / kept
     needed = np.maximum(needed, math.log(goal.error) / math.log1p(-goal.limit) / np.maximum(kept, 1e-9))

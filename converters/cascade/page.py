@@ -37,7 +37,9 @@ def _section(result: Calibration) -> bytes:
         lstrip_blocks=True,
     )
     template = environment.get_template("section.html.j2")
-    return template.render(c=result.certificate, chart=_chart(result), tried=result.tried).encode()
+    return template.render(
+        c=result.certificate, chart=_chart(result), tried=result.tried, repeated=result.repeated
+    ).encode()
 
 
 def _chart(result: Calibration) -> dict[str, Any]:

@@ -30,8 +30,9 @@ def with_cascade(report: bytes, result: Calibration) -> bytes:
 def cascade(result: Calibration) -> dict[str, Any]:
     """The findings of a calibration, as JSON values.
 
-    ``curve`` has at most 100 points of the samples of the proof: threshold, share sent, and the mean loss of the target
-    (null where nothing counts); the last point sends everything, and its threshold is null.
+    ``repeated`` counts samples whose inputs equal those of another one. ``curve`` has at most 100 points of the samples
+    of the proof: threshold, share sent, and the mean loss of the target (null where nothing counts); the last point
+    sends everything, and its threshold is null.
     """
     certificate, found = result.certificate, result.proof
     at = np.unique(np.linspace(0, len(found.threshold) - 1, _POINTS).astype(int))
@@ -41,6 +42,7 @@ def cascade(result: Calibration) -> dict[str, Any]:
         "served_by": certificate.bound.served_by,
         "scores": [{"name": one.function.name, "area": one.area} for one in result.tried],
         "naive": result.naive,
+        "repeated": result.repeated,
         "loss": {"measured": result.loss, "limit": result.limit},
         "curve": [
             {"threshold": _number(found.threshold[i]), "sent": float(found.sent[i]), "loss": _number(found.loss[i])}

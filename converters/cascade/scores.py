@@ -32,6 +32,22 @@ _PENALTY = 1.0
 _LOWEST, _HIGHEST = -3.0, 4.0  # of the logarithm of the temperature
 
 
+def tied(scores: Array) -> Array:
+    """The scores (N,) as precise as float32, so that those that differ by rounding alone are equal.
+
+    Another processor, or another number of rows, rounds the last digits of a score in another way. Where many answers
+    have one score, as those of int8 models do, a threshold between such digits would send them all here or none there.
+    """
+    with np.errstate(over="ignore"):
+        result: Array = scores.astype(np.float32).astype(np.float64)
+    return result
+
+
+def below_ties(threshold: float) -> float:
+    """The middle between a threshold from scores of `tied` and the next lower one; the same scores reach both."""
+    return (threshold + float(np.nextafter(np.float32(threshold), np.float32(-np.inf)))) / 2
+
+
 def fit_temperature(values: Array, scores: str, classes: Array) -> float:
     """The temperature with the highest likelihood of `classes` (N,), for an output (N, classes)."""
     z, rows = logits(values, scores), np.arange(len(classes))

@@ -344,16 +344,24 @@ def calibration_share(rows: int, max_drop: float, confidence: float) -> float:
     return max(min(spare, MOST_CALIBRATION, MOST_ROWS / rows), CALIBRATION_SHARE)
 
 
-def split_samples(samples: Samples, calibration: float = CALIBRATION_SHARE) -> Split:
+def split_samples(samples: Samples, calibration: float = CALIBRATION_SHARE, *, together: bool = True) -> Split:
     """Split data into its three parts by the digest of each row, so that a row is always in the same part.
 
     Equal rows have equal digests, so duplicates are in one part. Shares are near `calibration`, 20 % and the rest, and
     exact where no rows are equal. Streams stay whole (see `split_streams`).
 
+    Args:
+        samples: The data.
+        calibration: Share of the first part.
+        together: False spreads equal rows over the parts as if they were different. Where inputs have few values, each
+            part is a fair sample of them only so.
+
     Raises:
         DataError: there are fewer than five different rows, or too few rows in streams.
     """
-    digests = [_row_digest(samples, row) for row in range(len(samples))]
+    digests = row_digests(samples)
+    if not together:
+        digests = _told_apart(digests)
     if samples.stream is not None:
         digest, rows, streams = split_streams(samples.stream, digests, (calibration, CHOICE_SHARE))
         samples = msgspec.structs.replace(samples, stream=streams)
@@ -379,11 +387,27 @@ def _end(order: Array, digests: list[bytes], at: int) -> int:
     return at
 
 
+def row_digests(samples: Samples) -> list[bytes]:
+    """sha256 of the inputs of each row; equal rows have equal ones."""
+    return [_row_digest(samples, row) for row in range(len(samples))]
+
+
 def _row_digest(samples: Samples, row: int) -> bytes:
     digest = hashlib.sha256()
     for name in sorted(samples.inputs):
         digest.update(np.ascontiguousarray(samples.inputs[name][row]).tobytes())
     return digest.digest()
+
+
+def _told_apart(digests: Sequence[bytes]) -> list[bytes]:
+    """Other digests for the second and further rows that are equal."""
+    seen = Counter[bytes]()
+    result = []
+    for digest in digests:
+        count = seen[digest]
+        seen[digest] += 1
+        result.append(hashlib.sha256(digest + count.to_bytes(8, "big")).digest() if count else digest)
+    return result
 
 
 def _read(path: Path) -> dict[str, Array]:

@@ -225,6 +225,8 @@ def _facts(result: Calibration) -> list[tuple[str, str]]:
     if result.naive is not None:
         share = float(np.interp(result.naive, result.proof.threshold[:-1], result.proof.sent[:-1]))
         facts.append(("naive choice", f"{share:.1%} sent; it proves nothing"))
+    if result.repeated:
+        facts.append(("equal samples", f"{result.repeated}; fine where such inputs come again in use, not for copies"))
     bound = one.bound
     facts.append(("holds for", f"edge artifact {bound.edge_model[:12]}, {bound.runtime_version}"))
     facts.append(("", f"cloud model {bound.cloud_model}, digest {bound.cloud_digest[:12]}"))
