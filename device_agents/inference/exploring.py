@@ -6,6 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+import numpy as np
+
+from device_agents.inference import row_splitting
 from device_agents.inference.cascade.certificates import Certificates
 from device_agents.inference.cascade.certified import Held, News
 from device_agents.inference.cloud.failures import FallbackError
@@ -18,7 +22,7 @@ from edgekit.tensors import Array
 if TYPE_CHECKING:
     from device_agents.inference.fallback import Fallback
 
-See = Callable[[CloudAnswer | None, None], None]
+See = Callable[[CloudAnswer | None, Array | None], None]
 MOST_AT_ONCE = 2  # explorations; others are left out, so that they never hold back requests that need the cloud tier
 
 
@@ -48,17 +52,36 @@ class Explorer:
         self._share, self._spread = share, spread
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def consider(self, request: Request, held: Held, local: dict[str, Array], see: See) -> bool:
-        """Explore a confident answer to one row, if chance and limits say so; returns at once.
+    def consider(
+        self, request: Request, held: Held, certified: Array, local: dict[str, Array], see: See = lambda *_: None
+    ) -> bool:
+        """Explore a confident answer, if chance and limits say so; returns at once.
+
+        Of a request with several rows, one of the confident ones is explored.
+
+        Args:
+            request: An answered request.
+            held: Its certificate.
+            certified: The certificate's scores (N,) of its rows.
+            local: The device's answer.
+            see: Called with the cloud tier's answer and its rows, where it is explored; with None if there is none.
 
         Returns:
-            True where it is explored; then `see` is called with the cloud tier's answer, or None if it gave none.
+            True where it is explored.
         """
-        if self._spread() >= self._share or len(self._tasks) >= MOST_AT_ONCE:
+        confident = np.flatnonzero(certified >= held.certificate.threshold)
+        chance = 1 - (1 - self._share) ** len(confident)
+        if self._spread() >= chance or len(self._tasks) >= MOST_AT_ONCE:
             return False
+        rows = None
+        if len(certified) > 1:
+            if not request.may_split(local, len(certified)):
+                return False
+            rows = np.zeros(len(certified), bool)
+            rows[confident[min(int(self._spread() * len(confident)), len(confident) - 1)]] = True
         if not held.may_explore(self._clock.monotonic()):
             return False
-        task = asyncio.get_running_loop().create_task(self._explore(request, held, local, see))
+        task = asyncio.get_running_loop().create_task(self._explore(request, held, local, rows, see))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
@@ -70,10 +93,16 @@ class Explorer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _explore(self, request: Request, held: Held, local: dict[str, Array], see: See) -> None:
+    async def _explore(
+        self, request: Request, held: Held, local: dict[str, Array], rows: Array | None, see: See
+    ) -> None:
+        """Ask the cloud tier for the rows where `rows` (N,) is true; None asks for all."""
         output = held.certificate.output
-        expected = request.expected._replace(local=local, wanted=(output,))
-        outgoing = request.outgoing(self._options(request.model).cloud_inputs)
+        outgoing, expected = request.outgoing(self._options(request.model).cloud_inputs), request.expected
+        expected = expected._replace(local=local)
+        if rows is not None:
+            outgoing, expected = request.part(outgoing, local, rows)
+        expected = expected._replace(wanted=(output,))
         try:
             answer = await self._fallback.ask(  # a sure answer: with score 1 it never takes what an unsure one needs
                 request.model, outgoing, left_seconds=None, expected=expected, score=1.0
@@ -83,12 +112,17 @@ class Explorer:
                 held.cloud_failed()
             see(None, None)
             return
-        see(answer, None)
+        own = expected.local
+        if rows is None or request.session is None:
+            see(answer, None)
+        else:
+            whole = row_splitting.joined(request.session.outputs, local, answer.outputs, rows)
+            see(msgspec.structs.replace(answer, outputs=whole), rows)
         request.counters["explored"] += 1
         note_cloud(self._certificates, request.model, held, answer.digest)
         if answer.digest != held.certificate.bound.cloud_digest:
             return
-        differs = bool((answer.outputs[output].argmax(-1) != local[output].argmax(-1)).any())
+        differs = bool((answer.outputs[output].argmax(-1) != own[output].argmax(-1)).any())
         request.counters["explored_differing"] += differs
         if held.explore(differs=differs):
             found, bound = held.explored, held.certificate.disagreement.upper

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from device_agents.inference import routing_rules
+from device_agents.inference import routing_rules, row_splitting
 from device_agents.inference.cascade.certified import Held
 from device_agents.inference.cloud.answer_rules import Expected
 from device_agents.inference.options import ORIGINAL
@@ -108,6 +108,26 @@ class Request:
         if cloud_inputs == ORIGINAL and self.inputs is not self.sent:
             return Outgoing(self.sent, postprocess=False, original=True)
         return Outgoing(self.inputs)
+
+    def part(self, outgoing: Outgoing, local: Mapping[str, Array], rows: Array) -> tuple[Outgoing, Expected]:
+        """The rows where `rows` (N,) is true: as they are sent, and the device's knowledge of the answer to them."""
+        assert self.session is not None  # it answered
+        specs = self.session.inputs
+        decoded = row_splitting.take(specs, self.inputs, rows)
+        if outgoing.original:  # bytes have their rows along the first axis, whatever the input's batch axis is
+            same = [spec for spec in specs if outgoing.inputs.get(spec.name) is self.inputs.get(spec.name)]
+            outgoing = outgoing._replace(inputs=row_splitting.take(same, outgoing.inputs, rows))
+        else:
+            outgoing = outgoing._replace(inputs=decoded)
+        own = row_splitting.take(self.session.outputs, local, rows)
+        return outgoing, self.expected._replace(sent=decoded, local=own)
+
+    def may_split(self, outputs: Mapping[str, Array], rows: int) -> bool:
+        """True where each of the rows can take a route of its own; `outputs` are the local model's."""
+        session = self.session
+        return session is not None and row_splitting.may_split(
+            session.inputs, session.outputs, self.inputs, outputs, rows
+        )
 
     def take(self, prepared: Prepared) -> None:
         """Use the inputs of `prepared`, and the session that they were prepared for."""

@@ -105,10 +105,9 @@ class InferenceRouter:
         see = functools.partial(self._observe, request, options, outputs, held, certified, score)
         if after.route is not Route.CLOUD:
             if held is not None and certified is not None and after.reason is Reason.CONFIDENT and has_cloud:
-                if _holds(held, strange) and (len(certified) == 1 or _may_split(request, outputs, len(certified))):
+                if _holds(held, strange) and (len(certified) == 1 or request.may_split(outputs, len(certified))):
                     request.certify(held)
-                explorer = self._explorer if len(certified) == 1 else None
-                if explorer is not None and explorer.consider(request, held, outputs, see):
+                if self._explorer is not None and self._explorer.consider(request, held, certified, outputs, see):
                     return request.respond(outputs, Decision(Route.LOCAL, Reason.EXPLORATION), score)
             see(None, None)
             return request.respond(outputs, after, score)
@@ -128,6 +127,8 @@ class InferenceRouter:
             may_claim = after.reason is Reason.LOW_SCORE and _holds(held, strange)
             if may_claim and certified is not None and (rows is not None or len(certified) == 1):
                 request.certify(held)
+            if may_claim and certified is not None and rows is not None and self._explorer is not None:
+                self._explorer.consider(request, held, certified, outputs)  # one of the rows that are kept
         return request.respond_from_cloud(answer, after, score, rows=None if rows is None else int(rows.sum()))
 
     def _observe(
@@ -202,7 +203,7 @@ class InferenceRouter:
             rows = further if rows is None else rows | further
         if rows is None or len(rows) < 2 or not rows.any():
             return None
-        return rows if _may_split(request, outputs, len(rows)) else None
+        return rows if request.may_split(outputs, len(rows)) else None
 
     async def _answer_from_cloud(self, request: Request, first: Decision) -> InferResponse:
         if first.reason is Reason.STATEFUL:
@@ -273,14 +274,7 @@ class InferenceRouter:
             left = None if left is None else left - routing_rules.reserve_seconds(request.patience)
         outgoing = request.outgoing(self._options(request.model).cloud_inputs)
         if rows is not None and local is not None and request.session is not None:
-            specs = request.session.inputs
-            decoded = row_splitting.take(specs, request.inputs, rows)
-            if outgoing.original:  # bytes have their rows along the first axis, whatever the input's batch axis is
-                same = [spec for spec in specs if outgoing.inputs.get(spec.name) is request.inputs.get(spec.name)]
-                outgoing = outgoing._replace(inputs=row_splitting.take(same, outgoing.inputs, rows))
-            else:
-                outgoing = outgoing._replace(inputs=decoded)
-            expected = expected._replace(sent=decoded, local=row_splitting.take(request.session.outputs, local, rows))
+            outgoing, expected = request.part(outgoing, local, rows)
         try:
             stream = None if request.place is None else request.place.id
             answer = await self._fallback.ask(
@@ -311,11 +305,3 @@ def _holds(held: Held, strange: Array | None) -> bool:
     Those that are kept and differ from the cloud's get fewer then; the other promises were proven by score alone.
     """
     return strange is None or held.certificate.target == REGRET
-
-
-def _may_split(request: Request, outputs: Mapping[str, Array], rows: int) -> bool:
-    """True where each of the rows can take a route of its own."""
-    session = request.session
-    return session is not None and row_splitting.may_split(
-        session.inputs, session.outputs, request.inputs, outputs, rows
-    )

@@ -219,7 +219,7 @@ async def test_a_shift_is_refuted_by_exploration_and_the_device_turns_careful(tm
         service.listen_certificates(lambda *one: news.append(one))
         await service.activate("pair", manifest, tmp_path)
         sure = x[margins >= certificate.threshold]
-        local = (await service.infer("pair", {"x": sure})).outputs["scores"].argmax(1)
+        local = (await service.infer("pair", {"x": sure}, route="local-only")).outputs["scores"].argmax(1)
         against = sure[local != 0]  # the cloud always says class 0
         await explored(service, against, 3)
         assert not news
@@ -244,7 +244,7 @@ async def test_a_refutation_outlives_the_agent_and_a_new_certificate_starts_anew
     first = made()
     await first.activate("pair", manifest, tmp_path / "a")
     sure = x[margins >= certificate.threshold]
-    local = (await first.infer("pair", {"x": sure})).outputs["scores"].argmax(1)
+    local = (await first.infer("pair", {"x": sure}, route="local-only")).outputs["scores"].argmax(1)
     against = sure[local != 0]
     await explored(first, against, 15)
     await until(lambda: state.exists(FILE_NAME))
@@ -275,7 +275,7 @@ async def test_evidence_adds_up_over_restarts(tmp_path, cloud):
         async with service:
             service.listen_certificates(lambda *one: news.append(one))
             await service.activate("pair", manifest, tmp_path / "a")
-            local = (await service.infer("pair", {"x": sure})).outputs["scores"].argmax(1)
+            local = (await service.infer("pair", {"x": sure}, route="local-only")).outputs["scores"].argmax(1)
             await explored(service, sure[local != 0], 5)
         assert bool(news) is (start >= 1)
     assert [(one[0], one[3]["explored"]) for one in news] == [("certificate-refuted", news[0][3]["explored"])]
@@ -385,3 +385,32 @@ async def test_rows_are_split_without_a_certificate_too_and_a_failure_keeps_the_
         again = await service.infer("pair", {"x": mixed})
     assert again.parameters["edgekit_route"] == "degraded"
     assert again.outputs["scores"].shape == (2, CLASSES)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["all-sure", "mixed"])
+async def test_one_confident_row_of_a_batch_is_explored_too(tmp_path, cloud, mixed):
+    """Clients that always send batches: the certificate is tested with a kept row, and refuted."""
+    manifest, certificate = certified_bundle(tmp_path, upper=0.2)
+    x, margins = rows_by_margin(manifest, tmp_path)
+    options = ServiceOptions(exploration_share=1.0, fallback_threshold=0.0)
+    chances = np.random.default_rng(1)
+    news = []
+    service = InferenceService(cloud=cloud, service=options, spread=lambda: float(chances.random()))
+    async with service:
+        service.listen_certificates(lambda *one: news.append(one[0]))
+        await service.activate("pair", manifest, tmp_path)
+        sure = x[margins >= certificate.threshold]
+        local = (await service.infer("pair", {"x": sure}, route="local-only")).outputs["scores"].argmax(1)
+        batch = sure[local != 0][:7]  # the cloud always says class 0
+        if mixed:
+            batch = np.concatenate([batch, x[:1]])  # the last row is unsure
+        for _ in range(15):
+            got = await service.infer("pair", {"x": batch})
+            assert got.parameters["edgekit_reason"] == ("low-score" if mixed else "exploration") or news
+            for _ in range(20):
+                await asyncio.sleep(0)
+        assert news == ["certificate-refuted"]
+    sent = [inputs["x"] for _, inputs, _ in cloud.asked]
+    assert all(len(rows) == 1 for rows in sent)
+    explored = {rows.tobytes() for rows in sent} & {row[None].tobytes() for row in batch[:7]}
+    assert len(explored) > 1
