@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from securesystemslib.signer import CryptoSigner, Key
+from securesystemslib.signer import Key
 
 from edgekit.controller.clocks import DeviceClocks
+from edgekit.controller.director import Director
 from edgekit.controller.inbox import Arrived, Inbox
 from edgekit.controller.refusals import RefusalService
 from edgekit.errors import DataError, NotFoundError, PacketTooLargeError, SignatureError, TransportError
@@ -91,7 +92,7 @@ class DeviceService:
         transport: Transport,
         state: FleetState,
         clock: Clock,
-        director: CryptoSigner,
+        director: Director,
         refusals: RefusalService,
         quarantine_clones: bool = False,
         leading: Callable[[], bool] = lambda: True,
@@ -160,7 +161,7 @@ class DeviceService:
                 kind=stored.kind,
                 args=stored.args,
             )
-            payload = seal(command, self._director)
+            payload = seal(command, self._director.signer)
             topic = topics.device(self._fleet, stored.device, "command")
             try:
                 await self._transport.publish(topic, payload, qos=1, expiry_seconds=max(1, int(stored.expires - now)))
@@ -275,7 +276,7 @@ class DeviceService:
 
     def _notify(self, device: str, kind: str, message: str, **numbers: int) -> None:
         notice = Notice(device, self._fleet, kind, self._clock.wall(), message, **numbers)
-        self._notices.append((device, Answer(id=NOTICE, data=seal(notice, self._director))))
+        self._notices.append((device, Answer(id=NOTICE, data=seal(notice, self._director.signer))))
 
     def _tell_double(self, device: str, found: str) -> None:
         message = f"{found}: two devices use the name {device}"

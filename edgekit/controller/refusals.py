@@ -7,8 +7,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from securesystemslib.signer import CryptoSigner
-
+from edgekit.controller.director import Director
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import NOTICE, QUARANTINED, REMOVED, Answer, Notice, encode
 from edgekit.protocols import Clock, Transport
@@ -35,7 +34,7 @@ class RefusalService:
     """
 
     def __init__(
-        self, *, fleet: str, transport: Transport, state: FleetState, clock: Clock, director: CryptoSigner
+        self, *, fleet: str, transport: Transport, state: FleetState, clock: Clock, director: Director
     ) -> None:
         self._fleet, self._transport, self._state, self._clock = fleet, transport, state, clock
         self._director = director
@@ -84,7 +83,7 @@ class RefusalService:
             message += ". Enroll it anew, under a new name or with a new key, and replace its folder"
         kind = REMOVED if one.removed else QUARANTINED
         notice = Notice(one.device, self._fleet, kind, self._clock.wall(), message)
-        answer = Answer(id=NOTICE, data=seal(notice, self._director))
+        answer = Answer(id=NOTICE, data=seal(notice, self._director.signer))
         await self._transport.publish(topics.answer(self._fleet, one.device), encode(answer), qos=1)
         await asyncio.to_thread(self._state.lifecycle.told, one.device)
         self.refused[one.device] = type(one)(one.device, one.removed, one.reason, True)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-from securesystemslib.signer import CryptoSigner
 
+from edgekit.controller.director import Director
 from edgekit.errors import EdgekitError, NotFoundError, PacketTooLargeError, UnavailableError
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import Event
@@ -74,7 +74,7 @@ class RolloutService:
         state: FleetState,
         reader: RegistryReader,
         clock: Clock,
-        director: CryptoSigner,
+        director: Director,
         assignment_seconds: float,
         tick_seconds: float,
         leading: Callable[[], bool] = lambda: True,
@@ -93,7 +93,7 @@ class RolloutService:
         self._publish_all = True
         self._again: list[str] = []  # devices whose assignments are to be published again
         self._again_at_once = PUBLISH_AT_ONCE
-        self._signers_checked = False
+        self._signers_checked = ""  # id of the key that all assignments were compared with
         self._signed = False  # since the last publication
 
     def connection_changed(self, connected: bool) -> None:
@@ -110,6 +110,10 @@ class RolloutService:
         """Assignments that expire before this time, in wall clock seconds, are signed again."""
         return self._clock.wall() + self._lifetime / 3
 
+    @property
+    def _signer_changed(self) -> bool:
+        return self._signers_checked != self._director.signer.public_key.keyid
+
     async def tick(self, work: Work) -> None:
         """Survey the fleet, step the rollouts and sign assignments.
 
@@ -120,7 +124,7 @@ class RolloutService:
             UnavailableError: the database did not answer; the next tick repeats the work.
         """
         changed = work.rollouts or work.change != self._watched[0]
-        if changed or work.unsigned or not self._signers_checked:
+        if changed or work.unsigned or self._signer_changed:
             await asyncio.to_thread(self._work, work, changed)
 
     async def publish(self, work: Work) -> None:
@@ -177,7 +181,7 @@ class RolloutService:
     def _work(self, work: Work, changed: bool) -> None:
         if changed:
             self._advance(work.change)
-        if work.unsigned or work.rollouts or not self._signers_checked:
+        if work.unsigned or work.rollouts or self._signer_changed:
             self._sign()
 
     def _advance(self, change: float) -> None:
@@ -247,9 +251,10 @@ class RolloutService:
 
     def _sign(self) -> None:
         now = self._clock.wall()
-        if not self._signers_checked:  # the director's key may have changed since they were signed
-            self._state.assignments.renew_other_signers(self._director.public_key.keyid)
-            self._signers_checked = True
+        if self._signer_changed:  # since this controller started, or since they were signed
+            keyid = self._director.signer.public_key.keyid
+            self._state.assignments.renew_other_signers(keyid)
+            self._signers_checked = keyid
         unsigned = self._state.assignments.unsigned(self.renew_before)
         for at in range(0, len(unsigned), SIGN_AT_ONCE):
             if not self._leading():
@@ -274,7 +279,7 @@ class RolloutService:
             entries=stored.entries,
             uninstall=stored.uninstall,
         )
-        payload = sign_assignment(assignment, self._director)
+        payload = sign_assignment(assignment, self._director.signer)
         self._state.assignments.signed(stored.device, version, payload, expires)
 
 

@@ -14,6 +14,7 @@ from edgekit.controller.blocks import BlockService
 from edgekit.controller.certificates import CertificateWatch
 from edgekit.controller.clocks import MAX_DIFFERENCE_SECONDS
 from edgekit.controller.devices import DeviceService
+from edgekit.controller.director import Director
 from edgekit.controller.health import HealthService
 from edgekit.controller.hints import HintService
 from edgekit.controller.joins import JoinService
@@ -80,6 +81,7 @@ class Controller:
         blob_urls: Returns the HTTP URLs of a blob for its digest; called in a thread.
         post: Posts to receivers of webhooks; without it, webhooks wait for another controller.
         joins: Enrolls devices with codes and renews certificates; None where the fleet has no authority of its own.
+        load_director: Loads the director's key that the registry trusts now; called in a thread after a rotation.
 
     Attributes:
         leadership: Says whether this controller leads.
@@ -101,6 +103,7 @@ class Controller:
         blob_urls: Callable[[str], Sequence[str]] = lambda digest: (),
         post: Post = no_post,
         joins: JoinService | None = None,
+        load_director: Callable[[], CryptoSigner] | None = None,
     ) -> None:
         self._transport, self._state = transport, state
         self._clock = clock
@@ -111,7 +114,10 @@ class Controller:
         self.tick_errors = 0
         self._joins = joins
         self.leadership = Leadership(state=state, lock=state.leader_lock(), clock=clock, name=controller_name())
-        self.refusals = RefusalService(fleet=fleet, transport=transport, state=state, clock=clock, director=director)
+        self.director = Director(director, reader=reader, clock=clock, load=load_director)
+        self.refusals = RefusalService(
+            fleet=fleet, transport=transport, state=state, clock=clock, director=self.director
+        )
         self.blocks = BlockService(
             fleet=fleet,
             transport=transport,
@@ -130,18 +136,16 @@ class Controller:
             transport=transport,
             state=state,
             clock=clock,
-            director=director,
+            director=self.director,
             refusals=self.refusals,
             quarantine_clones=options.quarantine_clones,
             leading=self._leads,
         )
         self.samples = self._make_samples(fleet, store)
         self.hints = HintService(fleet=fleet, transport=transport)
-        self._add_leader_services(state.fenced(self.leadership.check), reader, director, post)
+        self._add_leader_services(state.fenced(self.leadership.check), reader, post)
 
-    def _add_leader_services(
-        self, state: FleetState, reader: RegistryReader, director: CryptoSigner, post: Post
-    ) -> None:
+    def _add_leader_services(self, state: FleetState, reader: RegistryReader, post: Post) -> None:
         """The services that only the leader runs; `state` refuses writes of a controller that does not lead."""
         clock, options = self._clock, self._options
         self.rollouts = RolloutService(
@@ -150,7 +154,7 @@ class Controller:
             state=state,
             reader=reader,
             clock=clock,
-            director=director,
+            director=self.director,
             leading=self._leads,
             assignment_seconds=options.assignment_days * 86_400.0,
             tick_seconds=options.tick_seconds,
@@ -240,7 +244,10 @@ class Controller:
         if not self.leadership.leading:
             return
         await self._guarded(self._check_timestamp)
-        await self._guarded(self._do_work)
+        if self.director.due:
+            await self._guarded(lambda: asyncio.to_thread(self.director.look))
+        if self.director.trusted:
+            await self._guarded(self._do_work)
         for survey in (self.health.tick, self.samples.tick, self.certificates.tick):
             if self.leadership.leading:
                 await self._guarded(survey)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import unicodedata
 
 from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken, v_args
 from lark.exceptions import VisitError
@@ -233,7 +234,15 @@ def _column(error: UnexpectedInput, line: str) -> int:
 def _explained(line: str, message: str, column: int) -> SettingsError:
     start = max(0, column - 60)
     shown = line[start : column + 60]
+    blank = " " * sum(map(_cells, line[start:column]))
     return SettingsError(
-        f"the filter cannot be read at character {column + 1}: {message}\n  {shown}\n  {' ' * (column - start)}^",
+        f"the filter cannot be read at character {column + 1}: {message}\n  {shown}\n  {blank}^",
         advice=f"Write for example '{EXAMPLE}'",
     )
+
+
+def _cells(character: str) -> int:
+    """Columns of a character in a terminal: wide ones have two, and marks that stand on another one have none."""
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from securesystemslib.signer import Key
+
 from edgekit.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest, target_path
 from edgekit.bundle.order import version_order
 from edgekit.errors import DigestMismatchError, DiskError, NotFoundError, VerificationError
@@ -37,6 +39,10 @@ class RegistryReader:
     def refresh(self, now: float | None = None) -> None:
         """Load the current catalogue; arguments and errors as `TrustClient.refresh`."""
         self._client.refresh(now)
+
+    def director_key(self) -> Key:
+        """The director's public key in the last refresh; errors as `TrustClient.director_key`."""
+        return self._client.director_key()
 
     def list(self, name: str | None = None) -> list[CatalogueEntry]:
         """All published bundles of one model or of all models, sorted by name, version and target.

@@ -213,8 +213,13 @@ def _cancel(rollout: Rollout, event: RolloutEvent, now: float) -> RolloutStep:
     """Take one device out; its earlier assignment comes back, where it had this one."""
     assert isinstance(event, Cancelled)
     progress = rollout.devices.get(event.device)
+    if progress is not None and progress.state is DeviceState.CANCELLED:
+        raise RefusedError(f"device {event.device!r} is cancelled in rollout {rollout.id} already")
     if progress is None or progress.state in OUTSIDE:
-        raise RefusedError(f"device {event.device!r} is not in rollout {rollout.id}")
+        raise RefusedError(
+            f"device {event.device!r} is not in rollout {rollout.id}",
+            advice=f"See which are: edgekit rollout status {rollout.id}",
+        )
     if progress.state is DeviceState.SUCCEEDED:
         raise RefusedError(
             f"device {event.device!r} has succeeded in rollout {rollout.id}",

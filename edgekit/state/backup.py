@@ -7,7 +7,7 @@ restored at that revision and then migrated.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,16 @@ def dump_database(engine: sa.Engine, folder: Path) -> tuple[str, dict[str, int]]
     return revision, counts
 
 
-def load_database(url: str, folder: Path, revision: str) -> dict[str, int]:
+def load_database(
+    url: str, folder: Path, revision: str, also: Callable[[sa.Connection], object] = lambda connection: None
+) -> dict[str, int]:
     """Make the tables of `revision` in an empty database, fill them from `folder`, and bring them up to date.
+
+    Args:
+        url: URL of the empty database.
+        folder: Folder that `dump_database` filled.
+        revision: Revision of the database that was dumped.
+        also: Called with the transaction after that, for example to write an entry of the audit log.
 
     Returns:
         The number of rows by table.
@@ -68,7 +76,9 @@ def load_database(url: str, folder: Path, revision: str) -> dict[str, int]:
                     f"the database {engine.url.render_as_string(hide_password=True)} is not empty",
                     advice="Restore into a new database: name another one with `database`, or move this one away.",
                 )
-            return _fill(connection, folder, revision)
+            counts = _fill(connection, folder, revision)
+            also(connection)
+            return counts
     except (sa.exc.DataError, sa.exc.IntegrityError, sa.exc.StatementError, msgspec.MsgspecError) as error:
         if isinstance(error, sa.exc.OperationalError):
             raise UnavailableError(f"the database did not answer: {error.orig}") from error

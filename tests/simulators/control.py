@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Targets
 
 from edgekit.bundle.bindings import Binding
@@ -164,6 +165,7 @@ class ControlSide:
         self.director = load_signer(key_path(folder / "keys", "director"))
         self.devices: dict[str, FakeDevice] = {}
         self.options = ControllerOptions(tick_seconds=0.01)
+        self.load_director: Callable[[], CryptoSigner] | None = None
         self.clock = SystemClock()
         self.controller: Controller | None = None
         self.transport: Transport | None = None
@@ -193,6 +195,7 @@ class ControlSide:
             director=self.director,
             clock=self.clock,
             options=self.options,
+            load_director=self.load_director,
         )
         running = self._running = asyncio.get_running_loop().create_task(self.controller.run(self._stop))
         if not self.url and self.broker.up:  # devices' messages before that would be lost, or retained

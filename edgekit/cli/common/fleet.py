@@ -34,7 +34,7 @@ def fleet_state(settings: ControlSettings) -> Iterator[FleetState]:
         settings.database,
         settings.fleet,
         offline_after_seconds=settings.offline_after_seconds,
-        author=f"{_user()}@{socket.gethostname()}",
+        author=author(),
     )
     try:
         yield state
@@ -55,6 +55,11 @@ def control_transport(settings: ControlSettings) -> MqttTransport:
         certificate=tls.certificate,
         key=tls.key,
     )
+
+
+def author() -> str:
+    """Who runs this command, as the audit log names them: user and host."""
+    return f"{_user()}@{socket.gethostname()}"
 
 
 def _user() -> str:

@@ -17,6 +17,7 @@ import msgspec
 
 from edgekit import __version__
 from edgekit.cli.common.console import control_settings, json_option, needs_extra, note, print_json
+from edgekit.cli.common.fleet import author
 from edgekit.cli.common.numbers import Seconds
 from edgekit.cli.controller.recovery import restore_from_devices
 from edgekit.errors import DataError, DiskError, EdgekitError, SettingsError
@@ -114,6 +115,7 @@ def restore(file: Path | None, from_devices: bool, yes: bool, seconds: float, as
 
 def _restore_file(settings: ControlSettings, file: Path, *, as_json: bool) -> None:
     with needs_extra("controller"):
+        from edgekit.state.audit import record
         from edgekit.state.backup import load_database
     with TemporaryDirectory(prefix="edgekit-restore-") as folder:
         index = _unpack(file, Path(folder))
@@ -125,7 +127,15 @@ def _restore_file(settings: ControlSettings, file: Path, *, as_json: bool) -> No
         keys = {name.removeprefix("keys/"): Path(folder) / name for name in index.files if name.startswith("keys/")}
         _check_keys(settings, keys)
         with _placed({settings.keys / name: path for name, path in keys.items()}):
-            rows = load_database(settings.database, Path(folder) / "database", index.revision)
+            entry = {"made": index.made, "edgekit": index.edgekit, "rows": sum(index.rows.values())}
+            rows = load_database(
+                settings.database,
+                Path(folder) / "database",
+                index.revision,
+                lambda made: record(
+                    made, index.fleet, author(), "database.restore", index.fleet, now=time.time(), after=entry
+                ),
+            )
         if rows != index.rows:
             raise DataError(f"the restored tables have {rows} rows, the backup says {index.rows}")
     if as_json:

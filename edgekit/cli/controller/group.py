@@ -115,6 +115,7 @@ async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -
             blob_urls=blob_urls(settings.blob_urls, store),
             post=post,
             joins=_join_service(settings, transport, state, passphrase),
+            load_director=repository.director,
         )
         operations = Operations(state, RegistryReader(store, read_root(settings), cache / "api"), SystemClock())
         await _serve(service, settings, transport, operations)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from edgekit.cli.common.console import control_settings, json_option, note, print_json
+from edgekit.cli.common.console import control_settings, dry_run_option, json_option, note, print_json
 from edgekit.cli.common.fleet import fleet_state, registry_reader
 from edgekit.cli.common.numbers import SHARE, Seconds, Whole
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
@@ -27,11 +27,11 @@ from edgekit.mqtt.command_arguments import (
 )
 from edgekit.mqtt.sample_reasons import REASONS
 from edgekit.rollout.cohort import Cohort
+from edgekit.rollout.progress import count_of_devices
 
 if TYPE_CHECKING:
-    from edgekit.rollout.cohort import Device
     from edgekit.settings import ControlSettings
-    from edgekit.state import FleetState
+    from edgekit.state import DeviceView, FleetState
 
 _FIELDS = {"during": "seconds"}  # options that are not called as the argument of their command
 EXPIRES_SECONDS, PROFILE_EXPIRES_SECONDS = 60.0, 600.0
@@ -74,6 +74,7 @@ class Words(NamedTuple):
     help=f"Time in which devices may begin [default: {EXPIRES_SECONDS:g}; profile: {PROFILE_EXPIRES_SECONDS:g}].",
 )
 @click.option("--wait", is_flag=True, help="Wait for the answers; exit 1 if one fails or does not come.")
+@dry_run_option
 @json_option
 def command(
     words: tuple[str, ...],
@@ -91,6 +92,7 @@ def command(
     no_restart: bool,
     expires: float | None,
     wait: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Send a signed command to the device ID, or to all devices that the options select.
@@ -110,6 +112,7 @@ def command(
       edgekit device command pi-1 collect --samples 100 --reason unsure --during 2h --wait
       edgekit device command pi-1 collect --samples 3000 --share 0.01 --during 7d
       edgekit device command profile digits 1.2.0 --filter 'label.site == north and online' --wait
+      edgekit device command restart --filter 'label.site == north' --dry-run
     """
     cohort = parse_cohort(targets, labels, filter_text)
     asked = _words(words, cohort)
@@ -130,9 +133,12 @@ def command(
     with fleet_state(settings) as state:
         devices = _devices(state, settings, asked.name, cohort)
         args = _arguments(asked, settings, devices, options)
+        if dry_run:
+            _print_plan(asked.kind, devices, args, as_json=as_json)
+            return
         now = time.time()
         sent = [
-            state.commands.add(one.name, asked.kind, args=args[one.target], now=now, expires=now + expires)
+            state.commands.add(one.device, asked.kind, args=args[one.target], now=now, expires=now + expires)
             for one in devices
         ]
         answers = await_answers(state, sent) if wait else sent
@@ -189,23 +195,37 @@ def _check_options(kind: str, given: dict[str, Any]) -> None:
             raise click.UsageError(f"--{option} belongs to {owner}, not to {kind}.")
 
 
-def _devices(state: FleetState, settings: ControlSettings, name: str, cohort: Cohort) -> list[Device]:
-    if name:
-        return [state.devices.get(name)]
+def _print_plan(kind: str, devices: list[DeviceView], args: dict[str, dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        plan = [{"device": one.device, "online": one.online, "kind": kind, "args": args[one.target]} for one in devices]
+        print_json(plan)
+        return
+    note(f"{kind} would be sent to {count_of_devices(len(devices))}: {', '.join(one.device for one in devices)}")
+    if away := [one.device for one in devices if not one.online]:
+        note(f"offline now, so they get it only if they come back in time: {', '.join(away)}")
+
+
+def _devices(state: FleetState, settings: ControlSettings, name: str, cohort: Cohort) -> list[DeviceView]:
     cohort = with_groups(state, cohort)
-    views = state.devices.views(time.time(), settings.offline_after_seconds, cohort=cohort)
+    views = state.devices.views(time.time(), settings.offline_after_seconds, name or None, cohort=cohort)
+    if not views and name:
+        state.devices.get(name)  # raises, with the names that are there
     if not views:
         raise state.nobody(cohort)
-    if held := [view.device for view in views if view.quarantine]:
-        note(f"{len(held)} in quarantine get no commands: {', '.join(held[:10])}{' and others' if held[10:] else ''}")
-    served = [state.devices.get(view.device) for view in views if not view.quarantine]
+    if name:
+        state.commands.check_served(name)
+        return views
+    served = [view for view in views if not view.quarantine]
+    held = [view.device for view in views if view.quarantine]
     if not served:
         raise RefusedError("every selected device is in quarantine", advice="See: edgekit device list")
+    if held:
+        note(f"{len(held)} in quarantine get no commands: {', '.join(held[:10])}{' and others' if held[10:] else ''}")
     return served
 
 
 def _arguments(
-    asked: Words, settings: ControlSettings, devices: list[Device], options: dict[str, Any]
+    asked: Words, settings: ControlSettings, devices: list[DeviceView], options: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """The arguments of the command by target profile: a profiled bundle differs between targets."""
     targets = sorted({one.target for one in devices})

@@ -135,7 +135,7 @@ def rotate(
     text = f"{_named(added)} {'would sign' if dry_run else 'signs'} for {role}; the old key is no longer trusted"
     _print_change(as_json, dry_run, role, text, added=added)
     if role == "director" and not dry_run:
-        note("Restart the controller: it then signs all assignments with the new key.")
+        note("Controllers with this key folder sign with it within seconds; copy the key to the others.")
 
 
 @key.command()

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgekit.cli.common.console import usage
-from edgekit.cli.common.numbers import Number, Seconds, Whole
+from edgekit.cli.common.numbers import SHARE, Number, Seconds, Whole
 from edgekit.cli.common.selection import parse_cohort
 from edgekit.rollout.allowance import MAX_PER_HOUR, MAX_RAMP
 from edgekit.rollout.gates import parse_gate
@@ -52,22 +52,25 @@ _OPTIONS = (
     ),
     click.option(
         "--error-threshold",
-        type=Number(),
+        type=SHARE,
         default=DEFAULTS.error_threshold,
+        metavar="SHARE",
         show_default=True,
         help="Pause when more than this share of the assigned devices failed.",
     ),
     click.option(
         "--min-failures",
-        type=Whole(),
+        type=Whole(min=1),
         default=DEFAULTS.min_failures,
+        metavar="DEVICES",
         show_default=True,
         help="Do not pause before this many devices failed.",
     ),
     click.option(
         "--success-threshold",
-        type=Number(),
+        type=SHARE,
         default=DEFAULTS.success_threshold,
+        metavar="SHARE",
         show_default=True,
         help="Start the next wave when this share of the current wave succeeded.",
     ),

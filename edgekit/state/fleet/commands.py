@@ -176,6 +176,11 @@ class CommandTable(FleetTable):
             waiting = sa.and_(self._is(result.device, result.number), commands.c.state != DONE)
             return connection.execute(commands.update().where(waiting).values(**values)).rowcount == 1
 
+    def check_served(self, device: str) -> None:
+        """Raise RefusedError if a device is in quarantine, as `add` does."""
+        with self._reading() as connection:
+            self._check_served(connection, device)
+
     def _check_served(self, connection: sa.Connection, device: str) -> None:
         held = sa.and_(devices.c.fleet == self._fleet, devices.c.name == device, devices.c.quarantined.is_not(None))
         if connection.execute(sa.select(devices.c.name).where(held)).first() is not None:

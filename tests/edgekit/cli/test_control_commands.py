@@ -194,8 +194,9 @@ def test_start_plans_and_refuses(shell):
     for flags, says in (
         ("--waves 10%,50%", "last wave must be 100%"),
         ("--waves few", "'few' is neither a share"),
-        ("--error-threshold 7", "expected a share from 0 to 1"),
-        ("--min-failures 0", "expected at least 1"),
+        ("--error-threshold 7", "not in the range 0<=x<=1"),
+        ("--success-threshold -1", "not in the range 0<=x<=1"),
+        ("--min-failures 0", "not in the range 1<=x"),
         ("--label north", "not of the form key=value"),
     ):
         _, err = shell(f"edgekit rollout start digits 1.0.0 {flags}", expect=2)

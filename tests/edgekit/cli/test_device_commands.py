@@ -63,6 +63,21 @@ def test_wrong_words_are_refused_before_anything_is_sent(shell: Shell, line: str
     assert shell.json("edgekit device results --json") == []
 
 
+def test_a_dry_run_names_the_devices_and_sends_nothing(shell: Shell) -> None:
+    """With who is offline; the same as JSON."""
+    _, err = shell(f"edgekit device command restart --target {TARGET} --dry-run")
+    assert "restart would be sent to 2 devices: pi-1, pi-2" in err
+    assert "offline now, so they get it only if they come back in time: pi-1, pi-2" in err
+    (plan,) = shell.json("edgekit device command pi-2 set threads=2 --dry-run --json")
+    assert plan == {
+        "device": "pi-2",
+        "online": False,
+        "kind": "set",
+        "args": {"values": {"threads": "2"}, "restart": True},
+    }
+    assert shell.json("edgekit device results --json") == []
+
+
 def test_arguments_are_stored_as_the_device_gets_them(shell: Shell) -> None:
     """A profiled bundle is the one that the registry has for the device's target."""
     sent = shell.json("edgekit device command pi-1 set threads=2 quiet_hours= --json")

@@ -130,6 +130,9 @@ def test_backup_is_restored_into_nothing(shell):
     shell("edgekit controller restore backup.tar")
     assert shell.json("edgekit device list --json") == before
     assert "are whole" in "".join(shell("edgekit audit verify"))
+    (entry, *_) = shell.json("edgekit audit list --json")
+    made = entry["after"]["made"]
+    assert (entry["what"], entry["subject"], made > 1.7e9) == ("database.restore", "f1", True), "who looks knows of it"
     lost_files = [path for path in (shell.folder / "lost").rglob("*") if path.is_file()]
     assert any(path.parent.name == "classes" for path in lost_files)
     for lost in lost_files:

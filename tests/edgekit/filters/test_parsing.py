@@ -92,6 +92,15 @@ def test_a_caret_stands_below_the_place_of_the_fault(text: str, message: str, ca
     assert EXAMPLE in caught.value.advice
 
 
+def test_a_caret_counts_the_columns_of_a_terminal() -> None:
+    """Characters of Chinese and Japanese are two columns wide, and an accent that combines has none."""
+    for text, columns in (('name == "日本" ^', 15), ('name == "u\u0308" ^', 12)):
+        with pytest.raises(SettingsError) as caught:
+            parse_filter(text)
+        below = str(caught.value).split("\n")[2]
+        assert below == "  " + " " * columns + "^"
+
+
 def test_a_long_text_is_refused_and_control_characters_are_blanks() -> None:
     """No text of a user reaches the terminal as it is."""
     with pytest.raises(SettingsError, match="5000 characters"):

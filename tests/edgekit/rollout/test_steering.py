@@ -180,7 +180,7 @@ def test_only_devices_of_the_rollout_can_leave_it():
     story.take(Paused())
     story.take(Cancelled("d-1"))
     assert story.state.state is RolloutState.PAUSED
-    with pytest.raises(RefusedError, match="not in rollout 7"):
+    with pytest.raises(RefusedError, match="is cancelled in rollout 7 already"):
         story.take(Cancelled("d-1"))
 
 
