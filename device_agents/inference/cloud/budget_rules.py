@@ -19,6 +19,7 @@ from msgspec import Meta
 from edgekit.tensors import Array
 
 DAY_SECONDS = 86_400.0
+EARLIEST_CLOCK = 1_735_689_600.0  # 2025: a clock that shows an earlier time was not set since the device has power
 RESERVE_SHARE = 0.01  # of a budget; it is stored as spent in advance, so that not every call is written
 _POWER = 8
 _LENGTH_BYTES = 4  # before each element of BYTES on the wire
@@ -52,16 +53,22 @@ class Verdict(str, enum.Enum):
     SPENT = "spent"  # the call is more than what is left
 
 
-def today(spent: Spent, now: float) -> Spent:
+def today(spent: Spent, now: float, up_seconds: float = 0.0) -> Spent:
     """The calls and bytes spent in the present day. A day begins at the first call after the end of the last one.
 
     Args:
         spent: As it was stored.
-        now: Seconds since 1970. A clock that was set back begins the day anew, and what was spent stays spent.
+        now: Seconds since 1970. A clock that was set back begins the day anew, and what was spent stays spent. While
+            the clock is not set, as after a start without a battery, the day goes on; setting it ends no day.
+        up_seconds: How long the device has run at least; a day that began before has ended by then.
     """
-    if not (spent.calls or spent.bytes) or now - spent.begun >= DAY_SECONDS:
+    if not (spent.calls or spent.bytes):
         return Spent(begun=now)
-    return msgspec.structs.replace(spent, begun=now) if now < spent.begun else spent
+    if now < EARLIEST_CLOCK <= spent.begun:
+        return spent if up_seconds < DAY_SECONDS else Spent(begun=now)
+    if now < spent.begun or spent.begun < EARLIEST_CLOCK <= now:
+        return msgspec.structs.replace(spent, begun=now)
+    return Spent(begun=now) if now - spent.begun >= DAY_SECONDS else spent
 
 
 def judge(budget: Budget, spent: Spent, size: int, score: float | None, now: float) -> Verdict:
@@ -78,7 +85,7 @@ def judge(budget: Budget, spent: Spent, size: int, score: float | None, now: flo
         return Verdict.SPENT
     if score is None:
         return Verdict.ALLOWED
-    left_time = 1 - (now - spent.begun) / DAY_SECONDS
+    left_time = 1 - max(now - spent.begun, 0.0) / DAY_SECONDS
     limits = [(budget.calls, spent.calls), (budget.bytes, spent.bytes)]
     left = min((1 - used / limit for limit, used in limits if limit), default=1.0)
     return Verdict.ALLOWED if left >= left_time or score < (left / left_time) ** _POWER else Verdict.PACED

@@ -30,7 +30,7 @@ class Budgets:
     Args:
         total: Budget of all models together.
         own: Gives the budget of one model.
-        clock: Its wall time begins and ends the days.
+        clock: Its wall time begins and ends the days; its monotonic time counts from the start of the device or later.
         disk: The device's folder; None where what is spent is forgotten at a restart.
     """
 
@@ -86,7 +86,7 @@ class Budgets:
         return [(key, budget) for key, budget in found if budget.limited]
 
     def _today(self, key: str, now: float) -> Spent:
-        return budget_rules.today(self._spent.get(key, Spent()), now)
+        return budget_rules.today(self._spent.get(key, Spent()), now, self._clock.monotonic())
 
     def _tell_spent(self, key: str, budget: Budget, spent: Spent) -> None:
         if self._told.get(key) == spent.begun:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from device_agents.inference.cloud.budget_rules import (
     DAY_SECONDS,
+    EARLIEST_CLOCK,
     Budget,
     Spent,
     Verdict,
@@ -57,6 +58,16 @@ def test_a_day_begins_with_the_first_call_after_the_last_one_has_ended() -> None
     assert today(spent, 1000.0 + DAY_SECONDS - 1) == spent
     assert today(spent, 1000.0 + DAY_SECONDS) == Spent(1000.0 + DAY_SECONDS)
     assert today(spent, 3.0) == Spent(3.0, 5, 50)
+
+
+def test_a_clock_that_is_not_set_yet_gives_no_further_budget() -> None:
+    """A device without a battery starts in 1970 and gets the time later: each start gave a whole budget before."""
+    spent, now = Spent(EARLIEST_CLOCK + 5000.0, 5, 50), EARLIEST_CLOCK + 9000.0
+    assert today(today(spent, 30.0), now) == spent
+    assert today(today(spent, 30.0), now + DAY_SECONDS) == Spent(now + DAY_SECONDS)
+    assert today(Spent(30.0, 5, 50), now) == Spent(now, 5, 50)  # the first calls were before the time came
+    assert today(spent, DAY_SECONDS, DAY_SECONDS) == Spent(DAY_SECONDS)  # it never comes
+    assert judge(Budget(10), today(spent, 30.0), 1, 0.001, 30.0) is Verdict.ALLOWED
 
 
 @given(COUNTS, COUNTS, COUNTS, COUNTS)
