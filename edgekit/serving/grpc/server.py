@@ -34,6 +34,7 @@ from edgekit.serving.session.stream_table import StreamEndedError
 _log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 10.0
+QUIET_SECONDS = 0.1  # without a call, at the end: gRPC cancels calls that have arrived and have no handler yet
 MAX_CALLS = 256  # at the same time, over all connections
 MAX_STREAMS = 128  # at the same time on one connection
 MAX_METADATA_BYTES = 16 * 1024
@@ -56,6 +57,10 @@ class BoundGrpc(NamedTuple):
 
     address: str
     socket: Path | None
+
+
+class StoppingError(UnavailableError):
+    """The server is stopping, and takes no further requests."""
 
 
 class GrpcService:
@@ -89,6 +94,16 @@ class GrpcService:
         self._keys = keys or (Keys(one_key(api_key)) if api_key else None)
         self.max_request_bytes = max_request_bytes
         self.codes: Counter[str] = Counter()
+        self._stopping, self._running, self._last_call = False, 0, 0.0
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse inference from now on, and wait until every call has its answer; at most so long."""
+        self._stopping = True
+        self._last_call = begun = time.monotonic()
+        while (now := time.monotonic()) - begun < seconds:
+            if not self._running and now - self._last_call >= QUIET_SECONDS:
+                return
+            await asyncio.sleep(QUIET_SECONDS / 5)
 
     @property
     def has_key(self) -> bool:
@@ -116,17 +131,23 @@ class GrpcService:
                 await context.abort(_status("Check", error)[0], str(error))
             except UnavailableError:
                 return _NOT_SERVING
-            return _SERVING if self._server.ready() else _NOT_SERVING
+            return _SERVING if self._ready() else _NOT_SERVING
 
         return grpc.method_handlers_generic_handler(HEALTH, {"Check": grpc.unary_unary_rpc_method_handler(check)})
+
+    def _ready(self) -> bool:
+        return self._server.ready() and not self._stopping
 
     def _method(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         answer: Callable[[Any, Any], Awaitable[Any]] = getattr(self, f"_{name}")
 
         async def call(data: bytes, context: Any) -> bytes:
             arrived, begun = time.time(), time.perf_counter()
+            self._running += 1
 
             def ended(status: str, sent: int = 0, version: str = "") -> None:
+                self._running -= 1
+                self._last_call = time.monotonic()
                 self.codes[status] += 1
                 if self._access_log is not None:
                     seconds = time.perf_counter() - begun
@@ -135,6 +156,8 @@ class GrpcService:
             try:
                 key = self._find_key(name, context)
                 received = grpc_codec.parse(f"{name}Request", data)
+                if self._stopping and name == "ModelInfer":
+                    raise StoppingError("the server is stopping; try again")
                 if self._keys is not None and name == "ModelInfer":
                     self._keys.charge(key, received.model_name, time.time(), time.monotonic())
                 answered = await answer(received, context)
@@ -185,14 +208,14 @@ class GrpcService:
         return message("ServerLiveResponse")(live=True)
 
     async def _ServerReady(self, received: Any, context: Any) -> Any:  # noqa: N802
-        return message("ServerReadyResponse")(ready=self._server.ready())
+        return message("ServerReadyResponse")(ready=self._ready())
 
     async def _ModelReady(self, received: Any, context: Any) -> Any:  # noqa: N802
         try:
             self._server.describe(received.name, received.version or None)
         except (NotFoundError, UnavailableError):
             return message("ModelReadyResponse")(ready=False)
-        return message("ModelReadyResponse")(ready=True)
+        return message("ModelReadyResponse")(ready=not self._stopping)
 
     async def _ServerMetadata(self, received: Any, context: Any) -> Any:  # noqa: N802
         return _filled("ServerMetadataResponse", documents.server())
@@ -230,6 +253,8 @@ def _status(name: str, error: Exception) -> tuple[Any, tuple[tuple[str, str], ..
     if isinstance(error, OverloadedError):  # clients wait for the pushback time before they try again
         late = code.DEADLINE_EXCEEDED if isinstance(error, DeadlineError) else code.RESOURCE_EXHAUSTED
         return late, (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_seconds * 1000))),)
+    if isinstance(error, StoppingError):
+        return code.UNAVAILABLE, (("grpc-retry-pushback-ms", "1000"),)
     for kind, status in (
         (UnauthorizedError, code.UNAUTHENTICATED),
         (ForbiddenError, code.PERMISSION_DENIED),
@@ -304,7 +329,13 @@ async def serve_grpc(
         try:
             yield BoundGrpc(bound, socket)
         finally:
-            await asyncio.shield(server.stop(drain_seconds))
+            await asyncio.shield(_stop(service, server, drain_seconds))
+
+
+async def _stop(service: GrpcService, server: Any, drain_seconds: float) -> None:
+    ends = time.monotonic() + drain_seconds
+    await service.drain(drain_seconds)
+    await server.stop(max(ends - time.monotonic(), 0.0))
 
 
 def _bind_tcp(server: Any, address: str, service: GrpcService, tls: ServerTls | None) -> str:

@@ -336,6 +336,25 @@ async def test_calls_that_run_are_finished_before_the_server_ends() -> None:
     await client.channel.close()
 
 
+async def test_calls_that_arrive_at_the_end_are_answered_or_told_to_come_again() -> None:
+    """Calls that had arrived and had no handler yet were cancelled, which no client tries again."""
+    echo = Echo()
+    echo.gate.clear()
+    async with serve_grpc(GrpcService(echo, max_request_bytes=4096), address="127.0.0.1:0") as bound:
+        client = Client(bound.address)
+        running = asyncio.ensure_future(client("ModelInfer", infer()))
+        await echo.asked.wait()
+        asked = [asyncio.ensure_future(client("ModelInfer", infer())) for _ in range(60)]
+        asyncio.get_running_loop().call_later(0.3, echo.gate.set)
+    assert (await running).outputs
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    refusals = [one for one in found if isinstance(one, grpc.aio.AioRpcError)]
+    assert len(refusals) + sum(bool(getattr(one, "outputs", ())) for one in found) == 60
+    assert {one.code() for one in refusals} == {grpc.StatusCode.UNAVAILABLE}
+    assert any(dict(one.trailing_metadata() or ()).get("grpc-retry-pushback-ms") == "1000" for one in refusals)
+    await client.channel.close()
+
+
 async def test_over_the_limit_calls_are_shed() -> None:
     """A call above the limit is refused at once."""
     echo = Echo()
