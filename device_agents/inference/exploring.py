@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from device_agents.inference.fallback import Fallback
 
 See = Callable[[CloudAnswer | None, Array | None], None]
+MOST_SHOWN = 64  # characters of a digest; some servers send anything in its place
 MOST_AT_ONCE = 2  # explorations; others are left out, so that they never hold back requests that need the cloud tier
 
 
@@ -119,7 +120,7 @@ class Explorer:
             whole = row_splitting.joined(request.session.outputs, local, answer.outputs, rows)
             see(msgspec.structs.replace(answer, outputs=whole), rows)
         request.counters["explored"] += 1
-        note_cloud(self._certificates, request.model, held, answer.digest)
+        note_cloud(self._certificates, request.model, held, answer.digest, self._clock.monotonic())
         if answer.digest != held.certificate.bound.cloud_digest:
             return
         differs = bool((answer.outputs[output].argmax(-1) != own[output].argmax(-1)).any())
@@ -135,9 +136,18 @@ class Explorer:
         await self._certificates.explored(held)
 
 
-def note_cloud(certificates: Certificates, model: str, held: Held, digest: str) -> None:
-    """Note the digest of the cloud tier's answer, and tell when it is not that of the certified model."""
-    if held.cloud_answered(digest):
+def note_cloud(certificates: Certificates, model: str, held: Held, digest: str, now: float) -> None:
+    """Note the digest of the cloud tier's answer, and tell when it is not that of the certified model.
+
+    Args:
+        certificates: Where it is told.
+        model, held: The model and its certificate.
+        digest: Of the answer, hex; empty for none.
+        now: Monotonic seconds.
+    """
+    if held.cloud_answered(digest, now):
         wanted = held.certificate.bound.cloud_digest[:12]
         message = f"the cloud tier answers with {digest[:12] or 'no digest'}, certified was {wanted}"
-        certificates.tell(News.CLOUD_CHANGED, model, message, {"id": held.certificate.id, "digest": digest})
+        certificates.tell(
+            News.CLOUD_CHANGED, model, message, {"id": held.certificate.id, "digest": digest[:MOST_SHOWN]}
+        )

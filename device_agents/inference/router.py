@@ -123,7 +123,7 @@ class InferenceRouter:
             return request.respond(outputs, Decision(Route.DEGRADED, error.reason), score)
         see(answer, rows)
         if held is not None:
-            note_cloud(self._certificates, request.model, held, answer.digest)
+            note_cloud(self._certificates, request.model, held, answer.digest, self._clock.monotonic())
             may_claim = after.reason is Reason.LOW_SCORE and _holds(held, strange)
             if may_claim and certified is not None and (rows is not None or len(certified) == 1):
                 request.certify(held)

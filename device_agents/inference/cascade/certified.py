@@ -15,6 +15,7 @@ from edgekit.certificate.refutation import Explored, refuted
 
 REFUTATION_ERROR = 0.01  # probability that a certificate whose bound holds is ever refuted on one device
 DAY_SECONDS = 86_400.0
+MOST_TOLD = 4  # other models of the cloud tier that are told in a day
 
 
 class News(str, enum.Enum):
@@ -42,6 +43,7 @@ class Held:
         self.certificate, self.void, self._per_day = certificate, void, per_day
         self.explored, self.refuted = Explored(), False
         self._cloud: str | None = None  # digest of the cloud tier's last answer
+        self._told: dict[str, float] = {}  # other digests, and when they were told
         self._cloud_fails = False
         self._day, self._today = 0, 0
 
@@ -56,10 +58,23 @@ class Held:
         holds = not self.void and not self.refuted and self._cloud == self.certificate.bound.cloud_digest
         return holds and not (self._cloud_fails and self.certificate.target == ACCURACY)
 
-    def cloud_answered(self, digest: str) -> bool:
-        """Note an answer of the cloud tier. True if its model has just become another than the certified."""
-        before, self._cloud, self._cloud_fails = self._cloud, digest, False
-        return digest != self.certificate.bound.cloud_digest and digest != before
+    def cloud_answered(self, digest: str, now: float) -> bool:
+        """Note an answer of the cloud tier. True if its model is another than the certified, and that is to be told.
+
+        A digest is told once a day, and so many digests: a canary, or two servers behind one name, change all the time.
+
+        Args:
+            digest: Of the answer, hex; empty for none.
+            now: Monotonic seconds.
+        """
+        self._cloud, self._cloud_fails = digest, False
+        if digest == self.certificate.bound.cloud_digest:
+            return False
+        self._told = {one: at for one, at in self._told.items() if now - at < DAY_SECONDS}
+        if digest in self._told or len(self._told) >= MOST_TOLD:
+            return False
+        self._told[digest] = now
+        return True
 
     def cloud_failed(self) -> None:
         """Note that the cloud tier gave no usable answer."""

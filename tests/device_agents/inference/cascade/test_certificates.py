@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agents.inference.cascade.certified import Held
+from device_agents.inference.cascade.certified import DAY_SECONDS, MOST_TOLD, Held
 from device_agents.inference.cascade.refutation_store import FILE_NAME, MOST_CERTIFICATES, RefutationStore
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
@@ -23,6 +23,7 @@ from edgekit.storage.disk import FolderDisk
 from edgekit.versions import runtime_version
 from tests.simulators.cascade_models import CLASSES, FEATURES, edge_bundle, samples
 from tests.simulators.cloud import MemoryCloud
+from tests.simulators.publisher import HeldClock
 
 CLOUD = "ab" * 32
 ANSWER = {"scores": np.eye(CLASSES, dtype=np.float32)[:1] * 9}
@@ -109,6 +110,28 @@ async def test_another_cloud_model_ends_the_claim_until_the_certified_one_is_bac
                 got = (await service.infer("pair", {"x": row})).parameters
                 assert (got.get("edgekit_certificate") == certificate.id) is claimed
     assert [one[0] for one in news] == ["certificate-cloud-changed"] * 2
+
+
+async def test_a_cloud_tier_that_alternates_between_models_is_told_once_a_day(tmp_path, cloud):
+    """A canary share, and a server that sends a new word each time: an event for each answer would flood the fleet."""
+    manifest, _ = certified_bundle(tmp_path)
+    x, _ = rows_by_margin(manifest, tmp_path)
+    clock, news = HeldClock(), []
+    options = ServiceOptions(exploration_share=0.0)
+    async with InferenceService(cloud=cloud, service=options, clock=clock) as service:
+        service.listen_certificates(lambda *one: news.append(one))
+        await service.activate("pair", manifest, tmp_path)
+        for day in range(2):
+            for _ in range(10):
+                for cloud.digest in (CLOUD, "cd" * 32):
+                    await service.infer("pair", {"x": x[:1]})
+            assert len(news) == day + 1
+            clock.now += DAY_SECONDS
+        for number in range(50):
+            cloud.digest = f"request {number} " + "x" * 10_000
+            await service.infer("pair", {"x": x[:1]})
+    assert len(news) == 2 + MOST_TOLD
+    assert all(len(one[3]["digest"]) <= 64 for one in news)
 
 
 async def test_while_the_cloud_tier_fails_the_accuracy_of_the_pair_is_not_claimed(tmp_path, cloud):
