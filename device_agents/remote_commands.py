@@ -88,7 +88,7 @@ async def confirm_settings(overlay: Overlay | None, wait_connected: Callable[[fl
 
 
 async def _collect_nothing(arguments: CollectArguments) -> CommandAnswer:
-    return CommandAnswer(False, "this device keeps no samples: its settings name no sample_key")
+    return CommandAnswer(False, "this device keeps no samples: it has no sample_key, or one that cannot be used")
 
 
 async def _restart(arguments: NoArguments) -> CommandAnswer:

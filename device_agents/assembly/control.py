@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,8 @@ from device_agents.profiling.profiler import ProfileOptions
 from device_agents.remote.logs import LogTail
 from device_agents.remote.overlay import Overlay, RemoteSettings, with_values
 from device_agents.remote_commands import RemoteParts
-from device_agents.spool.making import make_spool
+from device_agents.spool.collector import NOT_KEPT
+from device_agents.spool.making import SpoolParts, make_spool
 from device_agents.update.evidence_rules import Policy
 from device_agents.update.installed import InstalledModels
 from device_agents.update.probation import ProbationLimits
@@ -37,12 +39,14 @@ from edgekit.clock import SystemClock
 from edgekit.errors import SettingsError
 from edgekit.mqtt.topics import check_device_name, check_name
 from edgekit.mqtt.transport import MqttTransport
-from edgekit.protocols import Transport, Will
+from edgekit.protocols import Disk, Transport, Will
 from edgekit.sealing.keyring import Keyring
 from edgekit.settings import AgentSettings, tls_files
 from edgekit.settings.groups import settings_group
 from edgekit.trust.client import TrustClient
 from edgekit.trust.keys import load_signer
+
+_log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 20.0
 
@@ -132,6 +136,7 @@ def make_agent(
     if transport is None:
         connection = make_transport(settings, client_id=settings.device, will=will)
         transport, certificate = connection, _certificate_parts(settings, connection)
+    spool, no_spool = _spool(settings, inference, disk)
     parts = AgentParts(
         disk=disk,
         journal=journal,
@@ -146,14 +151,26 @@ def make_agent(
         condition=lambda: read_condition(settings.state),
         remote=(remote or RemoteParts())._replace(profile=_profile_options(settings)),
         certificate=certificate,
-        spool=make_spool(settings, inference, disk, lambda: sample_hold(settings)),
+        spool=spool,
         installed=installed,
     )
     agent = Agent(options, parts)
+    if no_spool:
+        agent.events.send(NOT_KEPT, "", SettingsError.__name__, no_spool)
     inference.listen_certificates(agent.events.send_certificate)
     inference.listen_drift(agent.events.send_drift)
     inference.ask_consent(agent.consent)
     return agent
+
+
+def _spool(settings: AgentSettings, inference: InferenceService, disk: Disk) -> tuple[SpoolParts | None, str]:
+    """The spool, and why there is none: a damaged key must not stop the models. Samples in the spool stay there."""
+    try:
+        return make_spool(settings, inference, disk, lambda: sample_hold(settings)), ""
+    except SettingsError as error:
+        message = f"no samples are kept: {error}"
+        _log.error("%s", message)
+        return None, message
 
 
 def _certificate_parts(settings: AgentSettings, transport: MqttTransport) -> CertificateParts | None:

@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 STATE_FILE = f"{FOLDER}.json"
 MOST_WAITING = 16  # samples that wait for the disk; more are not kept, so that a slow disk takes no memory
 LOG_SECONDS = 600.0
+NOT_KEPT = "samples-not-kept"  # kind of the event
 NUMBERS = "biuf"  # kinds of numpy dtypes
 Seal = Callable[[bytes, bytes], bytes]
 Tell = Callable[[str, str], None]
@@ -179,7 +180,7 @@ class Collector:
             kept = await in_thread(self._write_sample, chosen)
         except DiskError as error:
             self.counts["disk"] += 1
-            self._warn("samples-not-kept", f"a sample could not be stored; models answer as before: {error}")
+            self._warn(NOT_KEPT, f"a sample could not be stored; models answer as before: {error}")
             return
         if kept:
             self.stored.set()

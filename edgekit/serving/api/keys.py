@@ -96,6 +96,8 @@ def parse_keys(text: str) -> tuple[KeyOwner, ...]:
     Raises:
         SettingsError: the text is neither, a key is too short, or a key has two owners.
     """
+    if not text.strip():
+        raise SettingsError("it is empty", advice="`edgekit cloud key OWNER` makes a key and the lines for this file.")
     if "\n" not in text.strip() and "[" not in text:
         _check_key(text.strip(), "the key")
         return one_key(text.strip())

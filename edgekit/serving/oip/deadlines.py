@@ -29,6 +29,6 @@ def check_deadline_ms(value: object) -> float:
     """
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MAX_DEADLINE_MS:
         raise DataError(
-            f"{DEADLINE_PARAMETER} is {str(value)[:40]!r}, expected a number above 0 and at most {MAX_DEADLINE_MS:.0f}"
+            f"{DEADLINE_PARAMETER} is {repr(value)[:40]}, expected a number above 0 and at most {MAX_DEADLINE_MS:.0f}"
         )
     return float(value)

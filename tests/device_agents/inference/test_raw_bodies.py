@@ -132,7 +132,7 @@ async def test_headers_are_the_parameters(port: int) -> None:
         ("Edgekit-Route", "home", "edgekit_route is 'home', expected one of"),
         ("Edgekit-Route", "cloud-only", "no cloud tier is configured"),
         ("Edgekit-Deadline-Ms", "soon", "edgekit_deadline_ms is 'soon', expected a number"),
-        ("Edgekit-Deadline-Ms", "-1", "edgekit_deadline_ms is '-1', expected a number above 0"),
+        ("Edgekit-Deadline-Ms", "-1", "edgekit_deadline_ms is -1, expected a number above 0"),
         ("Edgekit-Deadline-Ms", "1e999", "edgekit_deadline_ms is '1e999'"),
         ("Edgekit-Rout", "auto", "parameter 'edgekit_rout' is unknown"),
     ):

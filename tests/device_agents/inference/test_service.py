@@ -514,9 +514,10 @@ async def test_bad_requests_are_told_and_stay_here(service, cloud) -> None:
     for parameters, says in (
         ({"edgekit_rout": "auto"}, "'edgekit_rout' is unknown"),
         ({"edgekit_route": ["auto"]}, "expected one of"),
-        ({"edgekit_deadline_ms": True}, "edgekit_deadline_ms is 'True'"),
-        ({"edgekit_deadline_ms": -1}, "edgekit_deadline_ms is '-1'"),
-        ({"edgekit_deadline_ms": 10**400}, "edgekit_deadline_ms is '1000"),
+        ({"edgekit_deadline_ms": True}, "edgekit_deadline_ms is True"),
+        ({"edgekit_deadline_ms": "5"}, "edgekit_deadline_ms is '5', expected a number"),
+        ({"edgekit_deadline_ms": -1}, "edgekit_deadline_ms is -1,"),
+        ({"edgekit_deadline_ms": 10**400}, "edgekit_deadline_ms is 1000"),
     ):
         with pytest.raises(DataError, match=says):
             await service.answer("small", None, oip.InferRequest({"x": SURE}, parameters=parameters))

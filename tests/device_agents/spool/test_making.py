@@ -8,14 +8,18 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
+from device_agents.assembly.control import make_agent
+from device_agents.facts import measure_facts
 from device_agents.inference.service import InferenceService
 from device_agents.spool.making import make_spool
 from device_agents.spool.store import FOLDER, NEW
 from edgekit.errors import DiskError, SettingsError
 from edgekit.sealing.message_keys import add_message_key
 from edgekit.settings import AgentSettings
-from edgekit.trust.keys import public_path
+from edgekit.trust.keys import generate_key, public_path
+from edgekit.trust.repository import Repository
 from tests.simulators.disk import FaultyDisk
+from tests.simulators.store import MemoryStore
 
 
 def settings(**fields: object) -> AgentSettings:
@@ -57,6 +61,28 @@ async def test_a_failing_disk_stops_no_agent(tmp_path: Path) -> None:
         assert make_spool(settings(sample_key=public), inference, disk, str) is not None
         disk.list = lambda name: worn(0, "list", name)  # type: ignore[method-assign,assignment,return-value]
         assert make_spool(settings(sample_key=public), inference, disk, str) is None
+
+
+async def test_a_damaged_key_stops_no_agent_and_removes_no_sample(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that a loss of power emptied ended the agent after its first answers, again and again."""
+    generate_key(tmp_path / "device.key")
+    (tmp_path / "root.json").write_bytes(Repository(MemoryStore(), tmp_path / "keys").create())
+    kept = tmp_path / "state" / FOLDER / f"4{'0' * 25}"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"sealed")
+    (tmp_path / "samples.pub").touch()
+    found = settings(
+        key=tmp_path / "device.key",
+        root=tmp_path / "root.json",
+        state=tmp_path / "state",
+        sample_key=tmp_path / "samples.pub",
+    )
+    async with InferenceService() as inference:
+        assert make_agent(found, inference, measure_facts("x86-64")) is not None
+    assert kept.read_bytes() == b"sealed"
+    assert "no samples are kept: public key" in caplog.text
 
 
 def test_settings_that_collect_need_a_key() -> None:

@@ -97,12 +97,13 @@ def test_models_and_expiry_limit_a_key() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "at least 16"),
+        ("", "it is empty"),
         ("short", "at least 16"),
         ("two words of a key", "at least 16"),
         ("[keys]\n", "names no key"),
         ("[keys.a]\n", "keys.a has no key"),
         ('[keys.a]\nkeys = ["short"]\n', "a key of a must be one word"),
+        (" \n", "it is empty"),
         ('[keys.a]\nsha256 = ["abc"]\n', "expected 64 hexadecimal"),
         (f'[keys.a]\nkeys = ["{A}"]\n[keys.b]\nkeys = ["{A}"]\n', "one key belongs to a and b"),
         (f'[keys.a]\nkeys = ["{A}"]\nrate = 3\n', "rate"),
