@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from edgekit.errors import DataError, UnavailableError
+from edgekit.state.foreign import driver_text
 
 Fence = Callable[[sa.Connection], None]  # raises at the start of a writing transaction that must not be made
 
@@ -232,7 +233,7 @@ def wrapped_errors() -> Iterator[None]:
     try:
         yield
     except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
-        raise UnavailableError(f"the database did not answer: {getattr(error, 'orig', None) or error}") from error
+        raise UnavailableError(f"the database did not answer: {driver_text(error)}") from error
     except (sa.exc.DataError, sa.exc.IntegrityError, OverflowError) as error:
         # A number that is no number, or too large: nothing of the transaction was stored.
-        raise DataError(f"the database refuses a value: {getattr(error, 'orig', None) or error}") from error
+        raise DataError(f"the database refuses a value: {driver_text(error)}") from error

@@ -18,6 +18,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from edgekit.errors import DataError, SettingsError, UnavailableError
+from edgekit.state.foreign import driver_text
 from edgekit.state.tables import connect_database, migration_config
 
 AT_ONCE = 500
@@ -45,7 +46,7 @@ def dump_database(engine: sa.Engine, folder: Path) -> tuple[str, dict[str, int]]
                         file.write(msgspec.json.encode(dict(row)) + b"\n")
                         counts[table.name] += 1
     except sa.exc.SQLAlchemyError as error:
-        raise UnavailableError(f"the database cannot be read: {getattr(error, 'orig', None) or error}") from error
+        raise UnavailableError(f"the database cannot be read: {driver_text(error)}") from error
     return revision, counts
 
 
@@ -81,8 +82,8 @@ def load_database(
             return counts
     except (sa.exc.DataError, sa.exc.IntegrityError, sa.exc.StatementError, msgspec.MsgspecError) as error:
         if isinstance(error, sa.exc.OperationalError):
-            raise UnavailableError(f"the database did not answer: {error.orig}") from error
-        raise DataError(f"the backup's rows do not fit: {getattr(error, 'orig', None) or error}") from error
+            raise UnavailableError(f"the database did not answer: {driver_text(error)}") from error
+        raise DataError(f"the backup's rows do not fit: {driver_text(error)}") from error
     finally:
         engine.dispose()
 

@@ -19,6 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from edgekit.errors import SettingsError, UnavailableError
+from edgekit.state.foreign import driver_text
 
 BUSY_SECONDS = 15.0
 RETRY_SECONDS = 0.02
@@ -379,9 +380,7 @@ def open_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> sa.Engine:
         _while_busy(lambda: _migrate(engine), busy_seconds)
     except sa.exc.SQLAlchemyError as error:
         engine.dispose()
-        raise UnavailableError(
-            f"database {_without_password(url)} cannot be opened: {getattr(error, 'orig', None) or error}"
-        ) from error
+        raise UnavailableError(f"database {_without_password(url)} cannot be opened: {driver_text(error)}") from error
     except SettingsError:
         engine.dispose()
         raise

@@ -70,6 +70,7 @@ class TrustClient:
         self._fetcher = _Fetcher(fetch)
         self._updater: Updater | None = None
         self._held: dict[str, int] = {}
+        self._now = 0.0  # wall clock seconds of the last refresh
 
     def refresh(self, now: float | None = None, seen: Mapping[str, int] | None = None) -> None:
         """Fetch and verify root, timestamp, snapshot and the top-level targets.
@@ -88,8 +89,8 @@ class TrustClient:
         """
         self._updater = None
         seen = seen or {}
-        now = time.time() if now is None else now
-        with _mapped():
+        self._now = now = time.time() if now is None else now
+        with _mapped(now):
             self._cache_dir.mkdir(parents=True, exist_ok=True)
             updater = Updater(str(self._cache_dir), _BASE, fetcher=self._fetcher, config=LIMITS, bootstrap=self._root)
             # tuf 7 has no public way to set the time; a test checks that this one works.
@@ -121,7 +122,7 @@ class TrustClient:
 
         Raises as `refresh`.
         """
-        with _mapped():
+        with _mapped(self._now):
             found = self._refreshed().get_targetinfo(path)
         self._note_held()
         return found
@@ -176,7 +177,7 @@ class TrustClient:
         path = self._cache_dir / "root_history" / f"{version}.root.json"
         if version >= root.version or not path.exists():
             return version < root.version
-        with _mapped():
+        with _mapped(self._now):
             old = Metadata[Root].from_bytes(path.read_bytes()).signed
         online = (Timestamp.type, Snapshot.type)
         return any(set(old.roles[role].keyids) != set(root.roles[role].keyids) for role in online)
@@ -206,7 +207,7 @@ class _Fetcher(FetcherInterface):
 
 
 @contextlib.contextmanager
-def _mapped() -> Iterator[None]:
+def _mapped(now: float) -> Iterator[None]:
     try:
         yield
     except UnsignedMetadataError as error:
@@ -215,7 +216,7 @@ def _mapped() -> Iterator[None]:
         raise DowngradeError(f"metadata has the wrong version: {error}") from error
     except ExpiredMetadataError as error:
         raise ExpiredError(
-            f"metadata has expired: {error}",
+            f"metadata has expired: {error}; this machine's clock shows {_date(now)}",
             advice="Check this machine's clock, and that the controller runs, which renews the metadata.",
         ) from error
     except RepositoryError as error:

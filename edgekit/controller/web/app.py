@@ -20,7 +20,9 @@ from edgekit.controller.web.api import api_routes
 from edgekit.controller.web.endpoints import ENDPOINTS, PREFIX
 from edgekit.controller.web.metrics import (
     CONTROLLER_METRICS,
+    DATABASE,
     MAX_ROLLOUTS,
+    Sample,
     controller_samples,
     fleet_samples,
     render_samples,
@@ -30,7 +32,7 @@ from edgekit.controller.web.pages import PageSite, Visit, page_routes
 from edgekit.controller.web.rendering import FOLDER, environment
 from edgekit.controller.web.requests import Door, Guard
 from edgekit.controller.web.rollout_pages import rollout_routes
-from edgekit.errors import EdgekitError, NotFoundError
+from edgekit.errors import EdgekitError, NotFoundError, UnavailableError
 from edgekit.protocols import Clock
 from edgekit.serving.http.metrics import METRICS_TYPE
 
@@ -82,8 +84,13 @@ def make_app(
         return response
 
     def metrics(visit: Visit) -> Response:
-        rollouts = operations.state.rollouts.documents(limit=MAX_ROLLOUTS)
-        samples = [*fleet_samples(operations.overview(), rollouts), *controller_samples(values())]
+        samples = controller_samples(values())
+        try:
+            rollouts = operations.state.rollouts.documents(limit=MAX_ROLLOUTS)
+            samples += [Sample(DATABASE, (), 1), *fleet_samples(operations.overview(), rollouts)]
+        except UnavailableError as error:  # what can be known without the database matters most now
+            log.info("metrics of the fleet are left out: %s", error)
+            samples.append(Sample(DATABASE, (), 0))
         return Response(render_samples(CONTROLLER_METRICS, samples), media_type=METRICS_TYPE)
 
     routes = [

@@ -12,6 +12,7 @@ from edgekit.rollout.document import RolloutDocument
 from edgekit.serving.http.metrics import Metric, escape_label
 from edgekit.state.overview import Overview
 
+DATABASE = "edgekit_controller_database"
 MAX_ROLLOUTS = 10  # the newest ones have samples of their own, so that their number does not rise for ever
 
 CONTROLLER_METRICS = (
@@ -40,6 +41,7 @@ CONTROLLER_METRICS = (
         "1 for the present state of each of the newest rollouts.",
         ("rollout", "model", "version", "state"),
     ),
+    Metric(DATABASE, "gauge", "1 while the database answers, else 0 and no values of the fleet.", ()),
     Metric("edgekit_controller_connected", "gauge", "1 while the broker is connected, else 0.", ()),
     Metric("edgekit_controller_leading", "gauge", "1 while this controller leads its fleet, 0 while it stands by.", ()),
     Metric("edgekit_controller_transfers", "gauge", "Transfers of blocks that are in progress.", ()),

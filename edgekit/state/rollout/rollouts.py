@@ -34,6 +34,7 @@ from edgekit.state.fleet.devices import read_report
 from edgekit.state.fleet.filters import cohort_condition, may_change
 from edgekit.state.rollout.rollout_rows import read_progress, read_rollout
 from edgekit.state.rollout.rollout_steps import audited_change, save_step
+from edgekit.state.rollout.silence import explain_silence
 from edgekit.state.tables import devices, reports, rollout_devices, rollouts
 from edgekit.trust.assignment import Entry
 
@@ -303,6 +304,8 @@ class RolloutTable(FleetTable):
     ) -> Rollout:
         """Apply an event, store the result, and note the change in the audit log."""
         result = step(rollout, event, now)
+        explained = explain_silence(connection, self._fleet, rollout, result.state)
+        result = msgspec.structs.replace(result, state=explained)
         if isinstance(event, Forced):
             entries = {target: _conditioned(entry, result.state.plan) for target, entry in entries.items()}
             connection.execute(rollouts.update().where(rollouts.c.id == rollout.id).values(entries=to_json(entries)))

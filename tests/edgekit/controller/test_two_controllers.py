@@ -134,6 +134,11 @@ def test_a_standby_finishes_what_a_killed_leader_began(site: Site) -> None:
     changes = Counter(one.what for one in site.state.audit.entries(limit=500, what="rollout"))
     assert changes["rollout.start"] == changes["rollout.finished"] == 1
     assert set(Counter(headers["webhook-id"] for headers, _ in hook.got).values()) == {1}
+    with stopped(site.database), urllib.request.urlopen(f"http://{site.api}/metrics") as reply:
+        lines = reply.read().decode().splitlines()
+    assert "edgekit_controller_database 0" in lines, "alerts need an answer most while the database is away"
+    assert "edgekit_controller_connected 1" in lines
+    assert not [line for line in lines if line.startswith("edgekit_fleet_")]
 
 
 @needs_postgres

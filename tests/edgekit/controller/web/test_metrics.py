@@ -29,6 +29,7 @@ def test_metrics_of_the_fleet_and_of_rollouts(fleet: WebFleet, client: Client) -
         'edgekit_rollout_devices{rollout="1",model="digits",version="1.1.0",state="ASSIGNED"} 1',
         'edgekit_rollout_state{rollout="1",model="digits",version="1.1.0",state="RUNNING"} 1',
         "edgekit_fleet_alarms_day 1",
+        "edgekit_controller_database 1",
     ):
         assert line in lines
     assert client.get("/metrics", X_Forwarded_For="192.0.2.7").status == 401

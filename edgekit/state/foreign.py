@@ -1,0 +1,8 @@
+"""Messages of database drivers, for messages of this program."""
+
+from __future__ import annotations
+
+
+def driver_text(error: Exception) -> str:
+    """What the driver said, in one line: PostgreSQL's messages have several, with tabs."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
