@@ -40,7 +40,11 @@ class EventSender:
         if after.outcome is not None and after.outcome != before.outcome:
             outcome = after.outcome
             detail = {"version": outcome.version, "digest": outcome.deployment}
-            self.send(f"deployment-{outcome.result}", model, outcome.error, outcome.message, detail)
+            kind = f"deployment-{outcome.result}"
+            # With the outcome's time: the controller recognizes the event when a report has told it before.
+            self._link.event(
+                messages.Event(self._device, kind, outcome.at, model, outcome.error, outcome.message, detail)
+            )
         if after.note and after.note != before.note:
             error, _, message = after.note.partition(": ")
             self.send("deployment-delayed", model, error, message)

@@ -78,6 +78,7 @@ async def test_a_tampered_blob_is_refused_naming_both_digests(desk, device):
     assert not device.disk.exists("models/digits/b")
     events = [open_envelope(p, messages.Event, device.signer.public_key) for p in desk.said("event")]
     assert [event.kind for event in events] == ["deployment-succeeded", "deployment-refused"]
+    assert events[-1].at == device.agent.states["digits"].outcome.at, "the controller knows it by this time"
 
 
 async def test_one_wrong_block_is_asked_for_again(desk, device):

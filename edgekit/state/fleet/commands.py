@@ -14,7 +14,8 @@ from edgekit.mqtt.command_arguments import COMMAND_KINDS, parse_arguments
 from edgekit.mqtt.messages import Result
 from edgekit.state._sql import FleetTable, to_json, untrusted_json, untrusted_text
 from edgekit.state.audit import record, take_turn
-from edgekit.state.fleet.devices import MAX_TEXT, read_report
+from edgekit.state.fleet.devices import read_report
+from edgekit.state.fleet.event_writer import MAX_TEXT
 from edgekit.state.tables import commands, devices, presence, reports
 
 MAX_ENDED = 100  # ended commands that are kept for each device

@@ -15,9 +15,10 @@ from edgekit.errors import NotFoundError, SettingsError
 from edgekit.identity.series import StoredNumbers
 from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, Telemetry
 from edgekit.rollout.cohort import Cohort, Device
-from edgekit.state._sql import FleetTable, put_all, to_json, untrusted_json, untrusted_text
-from edgekit.state.audit import record, take_turn
+from edgekit.state._sql import FleetTable, put_all, to_json, untrusted_json
+from edgekit.state.audit import record
 from edgekit.state.fleet.attributes import put_labels
+from edgekit.state.fleet.event_writer import MAX_STORED_EVENTS, insert_event
 from edgekit.state.fleet.filters import cohort_condition, is_recent
 from edgekit.state.fleet.report_writer import CheckedReport, ReportWriter, check_report
 from edgekit.state.tables import assignments, commands, devices, events, presence, removed_devices, reports
@@ -35,9 +36,6 @@ _LABELS = msgspec.json.Decoder(dict[str, str])
 _VERSIONS = msgspec.json.Decoder(dict[str, _Versioned])
 
 EVERY_DEVICE = Cohort()
-MAX_STORED_EVENTS = 500
-UNKNOWN_DEVICE = "unknown-device"
-MAX_TEXT = 2_000
 SORTS = ("name", "target", "enrolled", "seen")
 _KEY = ("fleet", "device")
 # Built at import: building a statement takes longer than running it.
@@ -111,7 +109,7 @@ class DeviceTable(FleetTable):
     ) -> None:
         super().__init__(engine, fleet, author=author)
         self._max_events = max_events
-        self._reports = ReportWriter(fleet)
+        self._reports = ReportWriter(fleet, max_events=max_events)
 
     def enroll(self, device: Device) -> None:
         """Add a device.
@@ -373,48 +371,6 @@ def _order(sort: str) -> list[sa.ColumnElement[Any]]:
             advice=f"Did you mean {near[0]!r}?" if near else "",
         )
     return [column.desc() if sort.startswith("-") else column]
-
-
-def insert_event(
-    connection: sa.Connection, fleet: str, event: Event, now: float, *, max_events: int = MAX_STORED_EVENTS
-) -> None:
-    """Store one event inside the caller's transaction, as `DeviceTable.add_event`; not one that is stored already."""
-    untrusted_json(event)
-    detail = to_json(event.detail)
-    values = {
-        "at": now,
-        "message": untrusted_text(event.message, MAX_TEXT),
-        "detail": detail if len(detail) <= MAX_TEXT else "{}",
-        "sent": event.at,
-        **{name: untrusted_text(getattr(event, name), 63) for name in ("device", "kind", "model", "error")},
-    }
-    take_turn(connection)  # ids become visible in their order, so that no reader passes one that comes late
-    if connection.execute(_SAME_EVENT, {f"of_{name}": values[name] for name in _NAMED} | {"of_fleet": fleet}).first():
-        return
-    connection.execute(_NEW_EVENT, {"fleet": fleet, **values})
-    if values["kind"] == UNKNOWN_DEVICE:
-        connection.execute(_OLD_STRANGERS, {"of_fleet": fleet, "most": max_events})
-    else:
-        connection.execute(_OLD_EVENTS, {"of_fleet": fleet, "of_device": values["device"], "most": max_events})
-
-
-def _old_events(similar: sa.ColumnElement[bool]) -> sa.Delete:
-    mine = sa.and_(events.c.fleet == sa.bindparam("of_fleet"), similar)
-    kept = sa.select(events.c.id).where(mine).order_by(events.c.id.desc()).offset(sa.bindparam("most")).limit(1)
-    return events.delete().where(mine, events.c.id <= kept.scalar_subquery())
-
-
-# Built at import: building a statement takes longer than running it.
-_NAMED = ("device", "kind", "model", "sent", "error", "message", "detail")
-_SAME_EVENT = (
-    sa.select(events.c.id)
-    .where(events.c.fleet == sa.bindparam("of_fleet"))
-    .where(*(events.c[name] == sa.bindparam(f"of_{name}") for name in _NAMED))
-    .limit(1)
-)
-_NEW_EVENT = events.insert()
-_OLD_EVENTS = _old_events(events.c.device == sa.bindparam("of_device"))
-_OLD_STRANGERS = _old_events(events.c.kind == UNKNOWN_DEVICE)
 
 
 def read_report(body: str | None) -> Reported | None:

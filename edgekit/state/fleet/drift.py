@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from edgekit.mqtt.messages import Event
 from edgekit.state._sql import FleetTable, untrusted_text
 from edgekit.state.fleet.alarms import forget_ended, keep_held, release
-from edgekit.state.fleet.devices import insert_event
+from edgekit.state.fleet.event_writer import insert_event
 from edgekit.state.tables import alarms
 
 DRIFT, DRIFT_ENDED = "drift", "drift-ended"

@@ -14,7 +14,8 @@ from edgekit.state._sql import FleetTable, put, to_json, untrusted_text
 from edgekit.state.audit import record
 from edgekit.state.fleet.attributes import put_labels
 from edgekit.state.fleet.commands import ASKED, EXPIRED, SENT
-from edgekit.state.fleet.devices import MAX_TEXT, read_device
+from edgekit.state.fleet.devices import read_device
+from edgekit.state.fleet.event_writer import MAX_TEXT
 from edgekit.state.tables import (
     alarms,
     assignments,

@@ -15,7 +15,8 @@ from edgekit.rollout.cohort import Device
 from edgekit.state._sql import FleetTable, to_json, untrusted_json, untrusted_text
 from edgekit.state.audit import record
 from edgekit.state.fleet.attributes import put_labels, put_report, report_attributes
-from edgekit.state.fleet.devices import MAX_STORED_EVENTS, MAX_TEXT, quarantine_of, read_device
+from edgekit.state.fleet.devices import quarantine_of, read_device
+from edgekit.state.fleet.event_writer import MAX_STORED_EVENTS, MAX_TEXT
 from edgekit.state.tables import assignments as assigned
 from edgekit.state.tables import devices, events, presence, removed_devices, reports
 from edgekit.trust.assignment import Assignment

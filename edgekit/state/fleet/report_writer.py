@@ -12,6 +12,7 @@ from edgekit.errors import DataError
 from edgekit.mqtt.messages import Reported
 from edgekit.state._sql import put_all, untrusted_json
 from edgekit.state.fleet.attributes import Attribute, ChangedRows, report_attributes, traits
+from edgekit.state.fleet.event_writer import MAX_STORED_EVENTS, insert_missed
 from edgekit.state.tables import assignments, presence, reports, telemetry_marks
 
 MAX_DEVICES = 10_000
@@ -68,10 +69,11 @@ class ReportWriter:
 
     Args:
         fleet: Name of the fleet.
+        max_events: Events to keep for each device.
     """
 
-    def __init__(self, fleet: str) -> None:
-        self._fleet = fleet
+    def __init__(self, fleet: str, *, max_events: int = MAX_STORED_EVENTS) -> None:
+        self._fleet, self._max_events = fleet, max_events
         self._written: dict[str, Written] = {}
 
     def write(self, connection: sa.Connection, checked: Sequence[CheckedReport], now: float) -> list[int]:
@@ -96,6 +98,9 @@ class ReportWriter:
             found.append(0 if fresh else number)
             if fresh:
                 last[name] = one
+        self._add_missed_events(
+            connection, [one for one in last.values() if one.digest != before[one.report.device].indexed], now
+        )
         put_all(
             connection, reports, ("fleet", "device"), [self._row(one, now) for one in last.values()], only_if=_newer
         )
@@ -110,6 +115,18 @@ class ReportWriter:
     def _stored(self, connection: sa.Connection, names: list[str]) -> dict[str, Stored]:
         rows = connection.execute(_STORED, {"of_fleet": self._fleet, "names": names})
         return dict.fromkeys(names, Stored()) | {row.device: Stored(row.number, row.indexed) for row in rows}
+
+    def _add_missed_events(self, connection: sa.Connection, changed: Sequence[CheckedReport], now: float) -> None:
+        """Store the events that changed reports tell and that did not arrive, before the reports are stored."""
+        if not changed:
+            return
+        names = [one.report.device for one in changed]
+        bodies = {
+            row.device: row.body for row in connection.execute(_BODIES, {"of_fleet": self._fleet, "names": names})
+        }
+        for one in changed:
+            body = bodies.get(one.report.device)
+            insert_missed(connection, self._fleet, one.report, body, now, max_events=self._max_events)
 
     def _row(self, one: CheckedReport, now: float) -> dict[str, Any]:
         return {
@@ -180,6 +197,11 @@ _STORED = (
     .where(reports.c.device.in_(sa.bindparam("names", expanding=True)))
     .order_by(reports.c.device)  # two controllers lock the rows in one order
     .with_for_update()
+)
+_BODIES = (
+    sa.select(reports.c.device, reports.c.body)
+    .where(reports.c.fleet == sa.bindparam("of_fleet"))
+    .where(reports.c.device.in_(sa.bindparam("names", expanding=True)))
 )
 _LOWER = (
     telemetry_marks.update()

@@ -16,8 +16,8 @@ from edgekit.sketches.signals import MAX_SKETCHES, parse_signal
 from edgekit.sketches.sketch import Sketch, sketch_fault
 from edgekit.state._sql import FleetTable, put_all, put_new, to_json, untrusted_json, untrusted_text
 from edgekit.state.fleet.alarms import forget_ended, keep_held, release
-from edgekit.state.fleet.devices import insert_event
 from edgekit.state.fleet.drift import is_drift
+from edgekit.state.fleet.event_writer import insert_event
 from edgekit.state.tables import alarms, telemetry_hours, telemetry_marks
 
 HOUR_SECONDS = 3600
