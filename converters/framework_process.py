@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,7 @@ WORK = {
 }
 LOG_TAIL_LINES = 40
 WATCH_SECONDS = 0.5
+SHORT_SECONDS = 0.2  # of a call that leaves little memory behind
 _Child = TypeVar("_Child", bound="FrameworkProcess")
 
 
@@ -264,10 +266,12 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
             name, arguments = _receive(requests)
         except EOFError:
             return
+        began = time.monotonic()
         _send(replies, _answer(name, arguments))
         del arguments
-        gc.collect()
-        return_memory()
+        if time.monotonic() - began > SHORT_SECONDS:  # the search for cycles takes longer than many calls
+            gc.collect()
+            return_memory()
 
 
 def _find(name: str) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from converters.frontends.interface.source_rows import run_samples
-from converters.graph.graph import Graph
+from converters.graph.graph import Graph, joined
 from converters.lowering import Lowered
 from edgekit.preprocess.after import AfterStep
 from edgekit.tensors import Array
@@ -56,10 +57,17 @@ def _not_any_more(inputs: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def answers_of(graph: Graph, whole: Answers, call: Answers | None = None) -> Answers:
-    """Runs the source on samples: with `whole`, or where its interface is its own, with single calls."""
+    """Runs the source on samples: with `whole`, or where its interface is its own, with single calls.
+
+    Where the graph takes one row, so does the source: a branch is decided once for all rows of a call.
+    """
     if graph.interface.plain:
-        return whole
+        return whole if graph.free_batch else functools.partial(_row_by_row, graph, whole)
     return lambda inputs: run_samples(graph, inputs, call or whole)
+
+
+def _row_by_row(graph: Graph, whole: Answers, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    return joined([whole(row) for row in graph.chunks(inputs)])
 
 
 def direct_of(graph: Graph, direct: Direct) -> Direct | None:

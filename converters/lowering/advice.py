@@ -12,7 +12,10 @@ _PLAIN_CUT = (
     "Cut an ONNX model before it with --cut OUTPUT[,OUTPUT], or save another model without it, and do its work in the "
     "application."
 )
-_BRANCH = "Where an input decides it, fix that input with --fix NAME=VALUE."
+_BRANCH = (
+    "Where an input decides it, fix that input with --fix NAME=VALUE; otherwise let the model compute both branches, "
+    "and choose with Where (torch.where, tf.where)."
+)
 _BY_OPERATOR = {
     "If": _BRANCH,
     "Loop": "Export the model with a fixed number of steps.",

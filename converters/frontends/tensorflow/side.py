@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from converters.frontends.files.sniff import H5, SAVED_MODEL
+from converters.frontends.tensorflow.compiled_calls import without_xla
 from converters.frontends.tensorflow.export import exported
 from converters.frontends.tensorflow.keras_model import load_keras
 from converters.frontends.tensorflow.loaded import Loaded
@@ -20,7 +21,12 @@ def export_source(source: SourceFile) -> bytes:
         ModelFormatError, SettingsError: As `load_keras` and `load_saved_model`.
         UnsupportedOpError: tf2onnx failed at an operator.
     """
-    return exported(loaded_model(source), source.path)
+    loaded = loaded_model(source)
+    if source.format != SAVED_MODEL:
+        return exported(loaded, source.path)
+    with without_xla(source.path) as plain:
+        other = load_saved_model(plain, source.signature) if plain != source.path else loaded
+        return exported(other, source.path)
 
 
 def loaded_model(source: SourceFile) -> Loaded:

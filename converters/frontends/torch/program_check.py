@@ -25,7 +25,10 @@ _COPIED = re.compile(
 )
 _RAW = re.compile(r"weight_\d+|tensor_\d+")
 _INPUTS = re.compile(r"data/sample_inputs/[\w-]+\.pt")
-_OPERATOR = re.compile(r"torch\.ops\.(aten|prims)\.\w+\.\w+|_operator\.\w+|math\.\w+|torch\.sym_\w+")
+_BRANCH = "torch.ops.higher_order.cond"  # exported as If; its branches are graphs of nodes, which are checked too
+_OPERATOR = re.compile(
+    rf"torch\.ops\.(aten|prims)\.\w+\.\w+|{re.escape(_BRANCH)}|_operator\.\w+|math\.\w+|torch\.sym_\w+"
+)
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 _METADATA = ("nn_module_stack", "torch_fn")
@@ -34,6 +37,7 @@ _EXPRESSION = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.k
 _UNBACKED = re.compile(r"Symbol\('(u\d+)'")
 _FUNCTIONS = ("Symbol", "Integer", "Mul", "Add", "Pow", "Max", "Min", "Mod", "FloorDiv", "PythonMod", "CleanDiv",
               "CeilDiv", "ModularIndexing")  # fmt: skip
+_COMPARISONS = ("Equality", "GreaterThan", "LessThan", "StrictGreaterThan", "StrictLessThan", "Unequality")
 SAVE_AGAIN = "Save it with torch.export.save of PyTorch 2.9 or newer, from plain tensors."
 
 
@@ -139,6 +143,11 @@ def _require_arithmetic(text: Any, source: Path) -> None:
             f"{source} has a size that depends on values ({depends[1]}), as of nonzero, unique or a boolean index",
             advice="Export the part of the model before it, and compute the rest after the model; or use a fixed size, "
             "for example torch.topk instead of a threshold.",
+        )
+    if str(text).startswith(tuple(f"{name}(" for name in _COMPARISONS)):
+        raise ModelFormatError(
+            f"{source} has a branch that a free size decides: {str(text)[:80]}",
+            advice="Export it with a fixed size, for example a batch of 1, so that one branch is left.",
         )
     tree = ast.parse(str(text), mode="eval") if len(str(text)) < 10_000 else None
     for node in ast.walk(tree) if tree is not None else [None]:

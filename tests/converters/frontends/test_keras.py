@@ -188,13 +188,15 @@ keras.utils.set_random_seed(1)
 given = keras.Input((8, 8, 4), name="x")
 inner = keras.layers.Conv2D(4, 3, groups=4, padding="same")(given)
 inner = keras.layers.Conv2D(8, 3, groups=2, activation="relu")(inner)
-keras.Model(given, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(inner))).save(sys.argv[1])
+model = keras.Model(given, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(inner)))
+model.save(sys.argv[1]) if sys.argv[1].endswith(".keras") else model.export(sys.argv[1])
 """
 
 
-def test_grouped_convolutions_are_read(tmp_path, child):
+@pytest.mark.parametrize("name", ["m.keras", "folder"])
+def test_grouped_convolutions_are_read(name, tmp_path, child):
     """Keras compiles them by XLA, as a call that ONNX does not have; they become grouped convolutions of ONNX."""
-    path = tmp_path / "m.keras"
+    path = tmp_path / name
     subprocess.run([sys.executable, "-c", GROUPED, str(path)], check=True, capture_output=True)
     source = load_model(path, child)
     x = {"x": np.random.default_rng(1).normal(0, 1, (3, 8, 8, 4)).astype(np.float32)}

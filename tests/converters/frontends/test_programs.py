@@ -70,8 +70,19 @@ class Counting(nn.Module):
         return x + self.seen
 
 class Branch(nn.Module):
+    def __init__(self, decides):
+        super().__init__()
+        self.decides = decides
+        self.register_buffer("flag", torch.tensor(True))
+
     def forward(self, x):
-        return torch.cond(x.sum() > 0, lambda x: x * 2, lambda x: x - 1, (x,))
+        by = {"values": x.sum() > 0, "buffer": self.flag, "size": x.shape[0] > 2}[self.decides]
+        return torch.cond(by, lambda x: x * 2, lambda x: x - 1, (x,))
+
+class Loop(nn.Module):
+    def forward(self, x):
+        body = lambda x: (x * 2,)
+        return torch._higher_order_ops.while_loop(lambda x: x.sum() < 9, body, (x,))[0]
 
 class Above(nn.Module):
     def forward(self, x):
@@ -99,7 +110,10 @@ for kind in (torch.float16, torch.bfloat16, torch.float64):
     other = Net().eval().to(kind)
     save(export(other, (image.to(kind),), dynamic_shapes=(rows,)), f"{folder}/{str(kind).split('.')[1]}.pt2")
 save(export(Counting(), (left,)), folder + "/counting.pt2")
-save(export(Branch(), (left,)), folder + "/branch.pt2")
+for decides in ("values", "buffer", "size"):
+    free = {0: Dim("rows", min=1, max=6)}
+    save(export(Branch(decides), (left,), dynamic_shapes=(free,)), f"{folder}/by_{decides}.pt2")
+save(export(Loop(), (left,)), folder + "/loop.pt2")
 save(export(Above(), (torch.rand(1, 8),)), folder + "/above.pt2")
 save(export(Attending(), (left,), dynamic_shapes=(rows,)), folder + "/attending.pt2")
 save(export(Scaled(), (left, torch.tensor(2.0)), dynamic_shapes=(rows, None)), folder + "/scaled.pt2")
@@ -342,15 +356,32 @@ def test_operator_without_an_onnx_form_is_taken_in_its_parts(programs, child):
     ("name", "kind", "message"),
     [
         ("counting", ModelFormatError, r"changes its own variables .*seen"),
-        ("branch", UnsupportedOpError, r"higher_order\.cond.*control flow that depends on values"),
+        ("by_size", ModelFormatError, r"a branch that a free size decides: StrictGreaterThan"),
+        ("loop", UnsupportedOpError, r"higher_order\.while_loop.*control flow that depends on values"),
         ("above", ModelFormatError, r"a size that depends on values"),
     ],
 )
 def test_programs_that_no_target_can_run_are_refused(name, kind, message, programs, child):
-    """Changed buffers, branches and sizes that depend on values have an error with what to do."""
+    """Changed buffers, loops, branches of a free size and sizes of values have an error with what to do."""
     with pytest.raises(kind, match=message) as caught:
         load_model(programs / f"{name}.pt2", child)
     assert caught.value.advice
+
+
+@with_torch
+@pytest.mark.heavy
+@pytest.mark.parametrize(("name", "branches"), [("by_values", 1), ("by_buffer", 0)])
+def test_a_branch_that_a_constant_decides_is_folded_and_others_stay(name, branches, programs, child):
+    """torch.cond becomes an If; the values of one row decide it, so the program answers rows one at a time."""
+    source = load_model(programs / f"{name}.pt2", child)
+    assert source.graph.operators.get("If", 0) == branches
+    x = np.random.default_rng(0).normal(0, 1, (6, 5, 4)).astype(np.float32)
+    x[::2] += 1
+    x[1::2] -= 1
+    [expected], [found] = source.answers({"x": x}).values(), source.graph.run({"x": x}).values()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    doubled = x.sum((1, 2)) > 0 if branches else np.ones(6, bool)
+    np.testing.assert_allclose(found, np.where(doubled[:, None, None], 2 * x, x - 1), atol=1e-6)
 
 
 @with_torch
