@@ -67,10 +67,10 @@ def accelerators() -> Mapping[str, Accelerator]:
     }
 
 
-def faults(data: bytes, accelerator: Accelerator) -> list[str]:
+def faults(data: bytes, accelerator: Accelerator, *, quantized: bool = True) -> list[str]:
     """Every reason why the .tflite file `data` does not fit, one sentence each; empty where it fits.
 
-    Operators with the same name and fault share a sentence.
+    Operators with the same name and fault share a sentence. Types count only in a `quantized` file.
     """
     model = parse_tflite(data)
     graph = model.subgraphs[0]
@@ -90,7 +90,7 @@ def faults(data: bytes, accelerator: Accelerator) -> list[str]:
             if tensor is None:
                 continue
             kind = TYPES[tensor.type]
-            if kind not in INTEGERS:
+            if quantized and kind not in INTEGERS:
                 fault(index, name, f"has a tensor of {kind}, expected integers only")
             if sum(1 for size in tensor.shape if size != 1) > accelerator.large_axes and number in operator.outputs:
                 shape = [int(size) for size in tensor.shape]
@@ -100,18 +100,18 @@ def faults(data: bytes, accelerator: Accelerator) -> list[str]:
         more = f" (and {len(indices) - 1} more)" if len(indices) > 1 else ""
         reasons.append(f"operator {indices[0]}, {name},{more} {text}")
     for index in (*graph.inputs, *graph.outputs):
-        if TYPES[graph.tensors[index].type] not in INTEGERS:
+        if quantized and TYPES[graph.tensors[index].type] not in INTEGERS:
             reasons.append(f"an input or output is {TYPES[graph.tensors[index].type]}, expected integers")
     return list(dict.fromkeys(reasons))
 
 
-def require_fit(data: bytes, accelerator: Accelerator) -> None:
-    """Check that the whole file `data` runs on `accelerator`.
+def require_fit(data: bytes, accelerator: Accelerator, *, quantized: bool = True) -> None:
+    """Check that the whole file `data` runs on `accelerator`; `quantized` as in `faults`.
 
     Raises:
         ConversionError: an operator does not; the message names each one.
     """
-    reasons = faults(data, accelerator)
+    reasons = faults(data, accelerator, quantized=quantized)
     if reasons:
         raise ConversionError(
             f"the model does not run on {accelerator.title}: {'; '.join(reasons)}",

@@ -24,7 +24,7 @@ from edgekit.cli.common.native_output import is_verbose, native_output_hidden
 from edgekit.cli.common.numbers import Number, Whole
 from edgekit.cli.convert_text import print_report
 from edgekit.cli.model_options import model_options, parse_model_options
-from edgekit.errors import RecipeError, RefusedError
+from edgekit.errors import ConversionError, RecipeError, RefusedError
 
 if TYPE_CHECKING:
     from converters.cache import Cache
@@ -267,16 +267,19 @@ def _read(plan: ConversionPlan) -> dict[str, Any]:
     with needs_extra("convert"):
         from converters.framework_process import TensorFlowProcess
         from converters.frontends import ONNX, TFLITE, sniff
+        from converters.obstacles import obstacles
         from converters.prepare import load_source
 
     kind = sniff(plan.model)
     if kind not in (ONNX, TFLITE):
         return {"format": kind}
     with native_output_hidden(), TensorFlowProcess() as child:
-        graph = load_source(plan, child).graph
+        source = load_source(plan, child)
+        graph, found = source.graph, obstacles(plan, source, child)
     tensors = {"inputs": graph.logical_inputs, "outputs": graph.logical_outputs}
     shapes = {side: {spec.name: f"{spec.dtype.value} {spec.shape_text}" for spec in of} for side, of in tensors.items()}
-    return {"format": kind, **shapes, "operators": graph.operators, "notes": list(graph.interface.notes)}
+    facts = {"format": kind, **shapes, "operators": graph.operators, "notes": list(graph.interface.notes)}
+    return {**facts, "obstacles": {target: f"{error}. {error.advice}".strip() for target, error in found.items()}}
 
 
 def _print_plan(plan: ConversionPlan, source: dict[str, Any], as_json: bool) -> None:
@@ -291,6 +294,7 @@ def _print_plan(plan: ConversionPlan, source: dict[str, Any], as_json: bool) -> 
     ]
     if as_json:
         print_json({"model": str(plan.model), **source, "targets": rows})
+        _require_no_obstacles(source)
         return
     click.echo(f"would convert {plan.model} ({source['format']}):")
     for side in ("inputs", "outputs"):
@@ -304,6 +308,19 @@ def _print_plan(plan: ConversionPlan, source: dict[str, Any], as_json: bool) -> 
     )
     for text in source.get("notes", ()):
         note(text)
+    _require_no_obstacles(source)
+
+
+def _require_no_obstacles(source: dict[str, Any]) -> None:
+    """Raise ConversionError where a target cannot run the model, after a note on each reason."""
+    found = source.get("obstacles") or {}
+    for text in dict.fromkeys(found.values()):
+        note(f"{', '.join(target for target, one in found.items() if one == text)}: {text}")
+    if found:
+        raise ConversionError(
+            f"the model cannot be converted for {', '.join(found)}, for the reasons above",
+            advice="Leave these targets out, or change the model.",
+        )
 
 
 def _by_output(

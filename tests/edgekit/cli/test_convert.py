@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from converters.framework_process import TensorFlowProcess
 from edgekit.cli.main import edgekit, run
@@ -115,6 +117,32 @@ def test_dry_run_prints_the_plan_and_writes_nothing(call, model, tmp_path):
     assert status == 0
     assert "float32, float16" in out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.heavy
+def test_dry_run_names_operators_that_a_target_lacks(call, tmp_path):
+    """LiteRT has no Det, and the Edge TPU no error function; ONNX Runtime has both. The plan is printed too."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Erf", ["c"], ["e"], name="erf"),
+        helper.make_node("Det", ["e"], ["y"], name="area"),
+    ]
+    weights = {"w": np.random.default_rng(0).normal(0, 1, (2, 1, 3, 3)).astype(np.float32)}
+    path = tmp_path / "areas.onnx"
+    onnx.save(models.model_of(nodes, {"x": ["n", 1, 6, 6]}, {"y": ["n", 2]}, weights), path)
+    np.savez(tmp_path / "d.npz", x=np.zeros((9, 1, 6, 6), np.float32))
+    options = ["--data", tmp_path / "d.npz", "-o", tmp_path / "out", "--dry-run"]
+    assert call("convert", path, "--target", "jetson-orin", *options)[0] == 0
+    status, out, err = call("convert", path, "--target", "raspberry-pi-4", "--target", "jetson-orin", *options)
+    assert status == 1
+    assert "jetson-orin" in out
+    assert "raspberry-pi-4: operator Det (layer 'area') cannot be converted for LiteRT" in err
+    assert "cannot be converted for raspberry-pi-4, for the reasons above" in err
+    onnx.save(models.model_of(nodes[:2], {"x": ["n", 1, 6, 6]}, {"e": ["n", 2, 4, 4]}, weights), path)
+    status, _, err = call("convert", path, "--target", "coral-edgetpu", *options)
+    assert status == 1
+    assert "is not supported by Edge TPU" in err
+    assert "expected integers" not in err
 
 
 def test_dry_run_reads_the_model(call, model, tmp_path):

@@ -1,0 +1,58 @@
+"""Obstacles of targets, found before any candidate is made: operators that a target cannot run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from converters.backends import direct_route_fits
+from converters.backends.accelerators import accelerators, require_fit
+from converters.candidates.direct_route import require_targets
+from converters.framework_process import TensorFlowProcess
+from converters.frontends import Source
+from converters.graph.graph import Graph
+from converters.lowering import Lowered
+from converters.passes import CANONICAL_PASSES, RemoveDeadChannels, Simplify, run_pass
+from converters.plan import ConversionPlan
+from edgekit.bundle.targets import TargetProfile
+from edgekit.errors import ConversionError
+from edgekit.runtimes import LITERT
+
+
+def obstacles(plan: ConversionPlan, source: Source, child: TensorFlowProcess) -> Mapping[str, ConversionError]:
+    """Why targets cannot run the model, by target; empty where none is found.
+
+    For targets with LiteRT the graph is lowered once, as for the float candidate. Where the source's own converter may
+    do without the lowered file, on a CPU, there is no obstacle. Answers are not compared.
+    """
+    found: dict[str, ConversionError] = {}
+    lowered: Lowered | ConversionError | None = None
+    for profile, runtime in plan.profiles:
+        try:
+            require_targets([(profile, runtime)], source)
+            if runtime != LITERT or (source.direct is not None and direct_route_fits(profile, runtime)):
+                continue
+            lowered = _lowered(source.graph, child) if lowered is None else lowered
+            if isinstance(lowered, ConversionError):
+                raise lowered
+            _require_accelerator(lowered, profile)
+        except ConversionError as error:
+            found[profile.name] = error
+    return found
+
+
+def _lowered(graph: Graph, child: TensorFlowProcess) -> Lowered | ConversionError:
+    """The float file of the canonical graph, or why there is none."""
+    try:
+        for one in CANONICAL_PASSES:
+            if not isinstance(one, RemoveDeadChannels):
+                graph = run_pass(one, graph).graph
+        fixed = run_pass(Simplify(), graph.with_batch(1)).graph
+        lowered: Lowered = child.call("lower", model=fixed.to_bytes())
+        return lowered
+    except ConversionError as error:
+        return error
+
+
+def _require_accelerator(lowered: Lowered, profile: TargetProfile) -> None:
+    if profile.accelerator:
+        require_fit(lowered.data, accelerators()[profile.accelerator], quantized=False)
