@@ -262,7 +262,10 @@ def _checked(
 
 def _label_faults(name: str, labels: Array) -> list[str]:
     known = labels.dtype.kind in "iufb"
-    return [] if known else [f"{name}: dtype is {labels.dtype}, expected class indices or numbers"]
+    if known:
+        return []
+    classes = ", classes counted from 0 in the order of the model's scores" if labels.dtype.kind in "US" else ""
+    return [f"{name}: dtype is {labels.dtype}, expected class indices or numbers{classes}"]
 
 
 def _group_faults(groups: Array) -> list[str]:

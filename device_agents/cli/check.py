@@ -30,7 +30,7 @@ def check(config: Path, as_json: bool) -> int:
         try:
             rows.append({"check": name, "ok": True, "found": probe()})
         except EdgekitError as error:
-            rows.append({"check": name, "ok": False, "found": f"{error} {error.advice}".rstrip()})
+            rows.append({"check": name, "ok": False, "found": f"{error}. {error.advice}".rstrip(". ")})
     if as_json:
         print_json(rows)
     else:
