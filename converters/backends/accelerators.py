@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -85,6 +86,7 @@ def faults(data: bytes, accelerator: Accelerator, *, quantized: bool = True) -> 
         name = operator_name(model, operator)
         if name not in accelerator.operators:
             fault(index, name, f"is not supported by {accelerator.title}")
+            continue  # its types do not matter
         for number in (*operator.inputs, *operator.outputs):
             tensor = graph.tensors[number] if number >= 0 else None
             if tensor is None:
@@ -97,12 +99,21 @@ def faults(data: bytes, accelerator: Accelerator, *, quantized: bool = True) -> 
                 fault(index, name, f"makes {shape}, expected at most {accelerator.large_axes} axes longer than 1")
     reasons = [f"the file has {len(model.subgraphs)} subgraphs, expected one"] if len(model.subgraphs) > 1 else []
     for (name, text), indices in places.items():
-        more = f" (and {len(indices) - 1} more)" if len(indices) > 1 else ""
-        reasons.append(f"operator {indices[0]}, {name},{more} {text}")
+        layer = _layer(graph, indices[0])
+        places_text = [f"layer {layer!r}"] * bool(layer) + [f"and {len(indices) - 1} more"] * (len(indices) > 1)
+        where = f" ({' '.join(places_text)})" if places_text else ""
+        reasons.append(f"operator {indices[0]}, {name},{where} {text}")
     for index in (*graph.inputs, *graph.outputs):
         if quantized and TYPES[graph.tensors[index].type] not in INTEGERS:
             reasons.append(f"an input or output is {TYPES[graph.tensors[index].type]}, expected integers")
     return list(dict.fromkeys(reasons))
+
+
+def _layer(graph: Any, index: int) -> str:
+    """The layer that an operator was made of, by the name of its output; empty in a file without names."""
+    outputs = graph.operators[index].outputs
+    name = (graph.tensors[outputs[0]].name or b"").decode("utf-8", "replace") if len(outputs) else ""
+    return name.partition(";")[0].rpartition("/")[0]
 
 
 def require_fit(data: bytes, accelerator: Accelerator, *, quantized: bool = True) -> None:

@@ -91,12 +91,13 @@ class LiteRTBackend:
             path = self._written(recipe, self._float16(path))
         elif recipe.quantized:
             path = self._written(recipe, self._integers(graph, lowered, recipe))
+        if self._accelerator is not None:
+            require_fit(path.read_bytes(), self._accelerator)  # while it has the names of layers
         artifact = self._artifact(recipe, graph, heads, lowered, self._stripped(recipe, path))
         return artifact if self._accelerator is None else self._compiled(artifact, recipe, self._accelerator)
 
     def _compiled(self, artifact: Artifact, recipe: Recipe, accelerator: Accelerator) -> Artifact:
-        """The artifact, checked and compiled for the accelerator. Raises as `require_fit` and `compile_for`."""
-        require_fit(artifact.data, accelerator)
+        """The artifact, which fits the accelerator, compiled for it. Raises as `compile_for`."""
         folder = self._context.folder / f"{accelerator.name}-{recipe.id}"
         compiled = compile_for(self._context.folder / f"litert-{recipe.id}-stripped.tflite", accelerator, folder)
         if compiled is None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 
+import numpy as np
 import onnx
 import onnxslim
+from onnx import numpy_helper
 from onnxslim.core.pattern.registry import get_fusion_patterns
 
-from converters.graph.graph import Graph
+from converters.graph.graph import Graph, attributes
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class Simplify:
         if _reads_nothing_made(slim):
             _log.info("onnxslim removes a node whose other result is read, so its form is not used")
             return without_identities(graph)
+        _widen_biases(slim.graph)
         found = Graph(slim)
         if (found.inputs, found.outputs) != (graph.inputs, graph.outputs):
             _log.info("onnxslim changes the interface of this graph, so its form is not used")
@@ -58,6 +62,21 @@ def _reads_nothing_made(model: onnx.ModelProto) -> bool:
     made |= {tensor.values.name for tensor in graph.sparse_initializer}
     made |= {name for node in graph.node for name in node.output}
     return any(name and name not in made for node in graph.node for name in node.input)
+
+
+def _widen_biases(graph: onnx.GraphProto) -> None:
+    """Give each Gemm one bias for each channel: onnxslim also merges the Add of a single number into it."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Gemm" or len(node.input) < 3 or not {node.input[1], node.input[2]} <= constants.keys():
+            continue
+        weights, bias = constants[node.input[1]], constants[node.input[2]]
+        width = weights.dims[0 if attributes(node).get("transB") else 1]
+        if math.prod(bias.dims) == 1 < width:
+            name = f"{bias.name}.{node.output[0]}"
+            values = np.full(width, numpy_helper.to_array(bias).reshape(-1)[0])
+            graph.initializer.append(numpy_helper.from_array(values, name))
+            node.input[2] = name
 
 
 def _forget_matches() -> None:

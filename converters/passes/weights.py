@@ -90,10 +90,17 @@ def is_dense(graph: Graph, node: Any) -> bool:
     given = attributes(node)
     if node.op_type == "Gemm":
         plain = given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0 and not given.get("transA")
-        return bool(plain and (len(node.input) < 3 or not node.input[2] or node.input[2] in graph.constants))
+        return bool(plain and (len(node.input) < 3 or not node.input[2] or _of_channels(graph, node)))
     if node.op_type == "Conv":
         return len(node.input) < 3 or not node.input[2] or node.input[2] in graph.constants
     return bool(graph.constants[node.input[1]].ndim == 2)
+
+
+def _of_channels(graph: Graph, node: Any) -> bool:
+    """True if the bias of a Gemm is constant and has one number for each output channel."""
+    bias, weights = graph.constants.get(node.input[2]), graph.constants[node.input[1]]
+    width = weights.shape[0 if attributes(node).get("transB") else 1]
+    return bias is not None and bias.size == width and bias.shape[-1:] == (width,)
 
 
 def dense_layers(graph: Graph) -> list[Dense]:

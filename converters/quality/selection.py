@@ -296,6 +296,13 @@ def _limits(measured: Measured, budget: Budget) -> str:
 
 
 def _nothing_fits(candidates: Sequence[Measured], verdicts: dict[str, tuple[str, str]]) -> RefusedError:
+    if all(measured.fault for measured in candidates):
+        reasons = dict.fromkeys(measured.fault for measured in candidates)
+        listed = [f"{', '.join(m.recipe.id for m in candidates if m.fault == reason)}: {reason}" for reason in reasons]
+        return RefusedError(
+            "no candidate could be made: " + "\n  ".join(listed),
+            advice="Change the model where a layer is named, or choose another target (`edgekit targets`).",
+        )
     made = [measured for measured in candidates if not measured.fault] or list(candidates)
     nearest = min(made, key=lambda m: (NEARNESS.index(verdicts[m.recipe.id][0]), _excess(m)))
     others = [f"\n  {name}: {reason}" for name, (_, reason) in verdicts.items() if name != nearest.recipe.id]

@@ -10,6 +10,7 @@ import pytest
 
 from converters.backends import ConversionContext, backend_for
 from converters.backends.accelerators import accelerators, compile_for, faults
+from converters.backends.layers import layers_of
 from converters.backends.litert import LiteRTBackend
 from converters.data.samples import Samples
 from converters.options import ConversionOptions
@@ -91,6 +92,16 @@ def test_operators_that_the_accelerator_lacks_are_named(context):
     [convolutions] = [fault for fault in faults(data, none) if ", CONV_2D," in fault]
     assert convolutions.endswith("is not supported by " + known.title)
     assert " more) " in convolutions
+
+
+def test_faults_name_the_layers_while_the_file_has_names(context):
+    """Before names are stripped, each fault has its first layer; types are no fault of a float file."""
+    data = context.lowered(context.fixed).path.read_bytes()
+    none = msgspec.structs.replace(accelerators()["ethos-u55"], operators=("SOFTMAX",))
+    found = faults(data, none, quantized=False)
+    layers = {layer.name for layer in layers_of(context.fixed)}
+    assert any(f"(layer '{name}'" in fault for name in layers for fault in found)
+    assert all(fault.endswith("is not supported by " + none.title) for fault in found)
 
 
 def test_compiled_file_is_kept_with_what_was_left_out(context, only):

@@ -10,6 +10,7 @@ from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
 from converters.framework_process import TensorFlowProcess
 from converters.graph.graph import Graph
+from converters.passes import Simplify
 from converters.passes.contract import run_pass
 from converters.passes.correct_bias import CorrectBias, rounded_8
 from converters.passes.equalize import Equalize, pairs
@@ -244,3 +245,27 @@ def test_recipe_with_everything_is_built(error):
         recipe = Recipe(kind, equalize=True, correct_bias=True, int4_layers=names, rounding="gptq", ranges="mse")
         plain = Recipe(kind, int4_layers=names)
         assert error(graph, recipe, *_two()) < error(graph, plain, *_two())
+
+
+def test_single_number_that_is_added_to_all_channels_becomes_one_bias_for_each():
+    """onnxslim merges MatMul and Add of an epsilon into a Gemm with a bias of no axes."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="mel"),
+        helper.make_node("Add", ["m", "tiny"], ["y"], name="add"),
+    ]
+    weights = {"w": np.random.default_rng(0).normal(0, 1, (6, 4)).astype(np.float32), "tiny": np.float32(1e-3)}
+    graph = Graph(model_of(nodes, {"x": [1, 6]}, {"y": [1, 4]}, weights))
+    simple = run_pass(Simplify(), graph).graph
+    samples = Samples({"x": np.random.default_rng(1).normal(1, 1, (40, 6)).astype(np.float32)})
+    np.testing.assert_allclose(simple.run(samples.inputs)["y"], graph.run(samples.inputs)["y"], atol=1e-5)
+    [layer] = dense_layers(simple)
+    assert simple.constants[layer.bias_name()].shape == (4,)
+    corrected = run_pass(CorrectBias(samples), simple).graph
+    assert len(np.unique(corrected.constants[layer.bias_name()])) == 4
+
+
+def test_bias_of_rows_is_no_bias_of_channels():
+    """A Gemm may add a number to each row; such a layer has no bias that passes may change."""
+    weights = {"w": np.ones((3, 4), np.float32), "rows": np.arange(2, dtype=np.float32)[:, None]}
+    node = helper.make_node("Gemm", ["x", "w", "rows"], ["y"], name="gemm")
+    assert not dense_layers(Graph(model_of([node], {"x": [2, 3]}, {"y": [2, 4]}, weights)))

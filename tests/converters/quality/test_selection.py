@@ -52,6 +52,15 @@ def test_unproven_int8_gives_way_to_float_and_says_what_it_lacks():
     assert "2995" in reason
 
 
+def test_where_no_candidate_could_be_made_the_reasons_are_told_and_not_the_budget():
+    """Raising --max-drop helps nothing then; equal reasons are told once."""
+    failed = [measured(kind, 0, 0, fault="operator 3, ERF, is not supported") for kind in ("float16", "int8")]
+    with pytest.raises(RefusedError, match=r"no candidate could be made: float16, int8: operator 3, ERF") as caught:
+        pick(*failed)
+    assert "--max-drop" not in caught.value.advice
+    assert "edgekit targets" in caught.value.advice
+
+
 def test_accept_unproven_takes_the_point_estimate_and_marks_it():
     """With accept_unproven the same candidate is chosen and not marked as proven."""
     choice = pick(F32, measured("int8", 100, 50, drop=(0.0, 0.03)), accept=True)
