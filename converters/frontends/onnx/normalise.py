@@ -10,6 +10,7 @@ from onnx import checker
 from converters.frontends.interface.sizes import settle
 from converters.frontends.interface.step import canonical_graph
 from converters.frontends.interface.undecided import branch_refusal
+from converters.frontends.onnx import classical
 from converters.frontends.onnx.branches import fold_branches
 from converters.frontends.onnx.contrib import OPTIMIZED_ADVICE, rewrite_contrib
 from converters.frontends.onnx.floats import all_float32, dtypes_of
@@ -31,7 +32,7 @@ CUSTOM_ADVICE = {
     "com.microsoft": OPTIMIZED_ADVICE,
     "com.microsoft.nchwc": OPTIMIZED_ADVICE,
     "com.ms.internal.nhwc": OPTIMIZED_ADVICE,
-    "ai.onnx.ml": "It is an operator of trees and other classical models; edgekit converts neural networks.",
+    classical.DOMAIN: classical.ADVICE,
 }
 TEXT_ADVICE = {
     "input": "Export the model from the first numbers on, and make them before the model: for word pieces, the step "
@@ -68,7 +69,7 @@ def canonical(model: onnx.ModelProto, source: str, stated: Stated = NOTHING) -> 
     refuse_quantized(model, source)
     dtypes = dtypes_of(model)
     model = all_float32(model, source)
-    model = rewrite_contrib(model, source)
+    model = classical.rewrite_classical(rewrite_contrib(model, source))
     _refuse_custom(model)
     require_known_operators(model)
     model, settled = settle(model, stated, source)

@@ -19,8 +19,8 @@ def repaired(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Weights are not inputs, domains that no node uses are not imported, a node comes after those that it reads, every
     output is made by a node of its own and is given out once, a default that ONNX's shape inference mistakes is stated,
-    recurrent layers have the time first, and the version of the file format is one that every supported ONNX Runtime
-    reads.
+    recurrent layers have the time first, scores that a ZipMap would give as maps stay a tensor, and the version of the
+    file format is one that every supported ONNX Runtime reads.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -31,6 +31,7 @@ def repaired(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in (*all_nodes(copy.graph), *(node for function in copy.functions for node in function.node)):
         if node.op_type == "STFT" and not any(attribute.name == "onesided" for attribute in node.attribute):
             node.attribute.append(helper.make_attribute("onesided", 1))  # ONNX's inference takes 0 for the default
+    _scores_of_maps(copy.graph)
     _keep_used_domains(copy)
     time_first(copy.graph)
     for graph in all_graphs(copy.graph):
@@ -39,6 +40,17 @@ def repaired(model: onnx.ModelProto) -> onnx.ModelProto:
         _sort_nodes(graph)
     give_outputs_nodes(copy.graph)
     return copy
+
+
+def _scores_of_maps(graph: onnx.GraphProto) -> None:
+    """Give the scores themselves, one number for each class, in place of maps from classes to scores."""
+    outputs = {value.name: value for value in graph.output}
+    for node in graph.node:
+        if node.op_type == "ZipMap" and node.output[0] in outputs:
+            outputs[node.output[0]].type.Clear()
+            outputs[node.output[0]].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+            node.op_type, node.domain = "Identity", ""
+            del node.attribute[:]
 
 
 def _keep_used_domains(model: onnx.ModelProto) -> None:
