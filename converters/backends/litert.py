@@ -26,6 +26,7 @@ from converters.backends.contract import Artifact, LoweredFile
 from converters.backends.layers import Layer, layers_of
 from converters.backends.tflite import half_tables
 from converters.backends.tflite.biases import require_biases, wider_weights
+from converters.backends.tflite.flat_biases import with_flat_biases
 from converters.backends.tflite.outputs import with_named_outputs
 from converters.backends.tflite.ranges import tensor_histograms
 from converters.backends.tflite.reader import (
@@ -167,7 +168,7 @@ class LiteRTBackend:
     def _quantized(self, quantizer: Any, ranges: dict[str, dict[str, Array]] | None) -> bytes:
         with _quantizing():
             result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-        return with_named_outputs(bytes(result.quantized_model))
+        return with_flat_biases(with_named_outputs(bytes(result.quantized_model)))
 
     def _ranges(self, graph: Graph, lowered: LoweredFile, recipe: Recipe) -> dict[str, dict[str, Array]]:
         """Smallest and largest value of every activation from the shared calibration, in the quantizer's form.

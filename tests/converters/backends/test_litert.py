@@ -284,3 +284,21 @@ def test_weights_that_layers_of_4_and_8_bits_share_have_4_bits_in_both(child, tm
     graph = Graph(models.model_of(nodes, {"x": ["n", 32]}, {"y": ["n", 32]}, {"w": grid / 50}))
     backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), None, child, tmp_path))
     assert dtypes(backend.build(Recipe("int8-weights", int4_layers=("second",)))) == ["int4", "int4"]
+
+
+@pytest.mark.parametrize("precision", KINDS)
+def test_vector_that_multiplies_a_dense_layer_is_a_part_of_it(precision, child, tmp_path):
+    """TensorFlow's converter merges it into weights and bias, whose shape (1, O) LiteRT refuses in int8."""
+    rng = np.random.default_rng(2)
+    weights = {name: rng.normal(0, 1, size).astype(np.float32) for name, size in (("w", (6, 8)), ("b", 8), ("s", 8))}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["d"], name="dense"),
+        helper.make_node("Mul", ["d", "s"], ["y"], name="scale"),
+    ]
+    graph = Graph(models.model_of(nodes, {"x": ["n", 6]}, {"y": ["n", 8]}, weights))
+    samples = Samples({"x": rng.normal(0, 1, (60, 6)).astype(np.float32)})
+    backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), samples, child, tmp_path))
+    runtime = open_artifact(backend.build(Recipe(precision)), tmp_path / "run")
+    found, expected = run_rows(runtime, samples.inputs)["y"], graph.run(samples.inputs)["y"]
+    runtime.close()
+    assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
