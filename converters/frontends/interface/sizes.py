@@ -56,11 +56,13 @@ class Settled(msgspec.Struct, frozen=True):
         fixed: Inputs that became constants.
         stated: What the user stated.
         notes: What the user should know, one sentence each.
+        rows: The rows that the model was exported for, where one is asked for instead; otherwise 0.
     """
 
     fixed: tuple[FixedInput, ...] = ()
     stated: Stated = Stated()
     notes: tuple[str, ...] = ()
+    rows: int = 0
 
 
 def settle(model: onnx.ModelProto, stated: Stated, source: str) -> tuple[onnx.ModelProto, Settled]:
@@ -74,21 +76,22 @@ def settle(model: onnx.ModelProto, stated: Stated, source: str) -> tuple[onnx.Mo
     """
     model = copy_of(model)
     values = {value.name: value for value in inputs_of(model)}
-    zeros = _zeros_of(values)
+    zeros, exported = _zeros_of(values), {name: _first_size(value) for name, value in values.items()}
     _give_ranks(values, stated)
     _require_names(values, stated, source)
     symbols = dict(stated.dims)
     for name, shape in stated.shapes.items():
         symbols.update(_state_shape(values[name], shape))
     apply_symbols(model, symbols)
-    notes = _settle_from_data(model, values, stated)
+    notes = [*_single_rows(values, stated), *_settle_from_data(model, values, stated)]
     free = _open(values, stated)
     if free:
         notes.append(settle_by_proposal(model, free, source, stated, zeros))
     _require_possible(model, source)
     fixed, more = _fix(model, stated)
     drop_stored_shapes(model)
-    return model, Settled(fixed, stated, (*notes, *more))
+    freed = [rows for name, rows in exported.items() if rows > 1 and _first_size(values[name]) != rows]
+    return model, Settled(fixed, stated, (*notes, *more), max(freed, default=0))
 
 
 def settle_by_proposal(
@@ -114,6 +117,12 @@ def _give_ranks(values: Mapping[str, Any], stated: Stated) -> None:
     for name, shape in stated.shapes.items():
         if name in values and not values[name].type.tensor_type.HasField("shape"):
             set_dims(values[name], (None,) * len(shape))
+
+
+def _first_size(value: Any) -> int:
+    """The fixed size of the first axis of an input; 0 where it has none."""
+    dims = dims_of(value) if value.type.tensor_type.HasField("shape") else ()
+    return dims[0] if dims and isinstance(dims[0], int) else 0
 
 
 def _zeros_of(values: Mapping[str, Any]) -> str:
@@ -172,6 +181,25 @@ def _state_shape(value: Any, shape: Sequence[int]) -> dict[str, int]:
         )
     set_dims(value, tuple(axis if size == 1 else size for axis, size in zip(dims, shape, strict=True)))
     return {axis: size for axis, size in zip(dims, shape, strict=True) if isinstance(axis, str) and size > 1}
+
+
+def _single_rows(values: Mapping[str, Any], stated: Stated) -> list[str]:
+    """Free the first axis where the model was exported for several rows, and the data hold single ones. Returns notes.
+
+    Whether the model runs on one row, and whether rows are independent, is tried later.
+    """
+    counts = set()
+    for name, value in values.items():
+        data, dims = stated.data_of(name, list(values)), dims_of(value)
+        if data is None or name in stated.shapes or not dims or tuple(data.shape[1:]) != dims[1:]:
+            return []
+        counts.add(dims[0])
+    rows = counts.pop() if len(counts) == 1 else None
+    if not isinstance(rows, int) or rows == 1:
+        return []
+    for value in values.values():
+        set_dims(value, (None, *dims_of(value)[1:]))
+    return [f"the model was exported for {rows} rows; a sample is one row, as in the data"]
 
 
 def _settle_from_data(model: onnx.ModelProto, values: Mapping[str, Any], stated: Stated) -> list[str]:

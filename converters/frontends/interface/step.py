@@ -46,6 +46,13 @@ def canonical_graph(
         batched = any(axis is not None for axis in again.inputs.values())
         notes = again.notes if batched else found.notes
         found = msgspec.structs.replace(again, notes=(*((note,) if note else ()), *notes))
+    if settled.rows and (not found.shapes or all(axis is None for axis in found.inputs.values())):
+        raise ModelFormatError(
+            f"{source} was exported for {settled.rows} rows, and cannot be run on one: the number is fixed inside, or "
+            "rows depend on each other",
+            advice="Export it with a batch of 1 or a free batch; or take all its rows as one sample, and give each "
+            f"sample of --data {settled.rows} rows.",
+        )
     for value in inputs_of(model):  # a free axis that is no batch: nothing but one row is known to work
         batch = found.inputs[value.name]
         set_dims(value, tuple(1 if is_free(axis) and i != batch else axis for i, axis in enumerate(dims_of(value))))

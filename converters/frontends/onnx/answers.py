@@ -11,7 +11,7 @@ import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from converters.frontends.interface.protobuf import copy_of, set_dims
+from converters.frontends.interface.protobuf import copy_of, dims_of, set_dims
 from converters.frontends.interface.source_rows import run_samples
 from converters.frontends.interface.trial import opened
 from converters.frontends.onnx.floats import OTHER_FLOATS, all_float32
@@ -73,20 +73,24 @@ def _in_types_of(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[st
     return {name: value.astype(wanted[name], copy=False) for name, value in inputs.items()}
 
 
-def _with_ranks(model: onnx.ModelProto, graph: Graph | None) -> onnx.ModelProto:
-    """The model with free axes for inputs that declare none; `graph` has as many as the user stated."""
-    if graph is None or all(value.type.tensor_type.HasField("shape") for value in model.graph.input):
-        return model
-    axes = {one.spec.name: len(one.spec.shape) for one in graph.interface.inputs}
+def _as_stated(model: onnx.ModelProto, graph: Graph | None) -> onnx.ModelProto:
+    """The model with free axes where the user stated them: all of an input without axes, and a batch that was fixed."""
     made = copy_of(model)
     for value in made.graph.input:
-        if value.name in axes and not value.type.tensor_type.HasField("shape"):
-            set_dims(value, (None,) * axes[value.name])
+        one = next((one for one in graph.interface.inputs if one.spec.name == value.name), None) if graph else None
+        if one is None:
+            continue
+        if not value.type.tensor_type.HasField("shape"):
+            set_dims(value, (None,) * len(one.spec.shape))
+        elif (axis := one.spec.batch_axis) is not None:
+            dims = dims_of(value)
+            if isinstance(dims[axis], int) and dims[axis] != 1:
+                set_dims(value, (*dims[:axis], None, *dims[axis + 1 :]))
     return made
 
 
 def _runtime_answers(model: onnx.ModelProto, graph: Graph | None, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    with opened(_with_ranks(model, graph)) as runtime:
+    with opened(_as_stated(model, graph)) as runtime:
         return run_samples(graph or Graph(model), inputs, lambda one: runtime.run(_in_types_of(model, one)))
 
 

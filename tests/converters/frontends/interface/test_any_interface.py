@@ -364,6 +364,7 @@ def test_model_that_was_exported_for_several_rows_may_be_converted_for_one(tmp_p
     graph = load_onnx(path, Stated(shapes={"x": (1, 3)}))
     assert shapes(graph.logical_inputs) == {"x": (None, 3)}
     assert graph.free_batch
+    require_equal(path, graph)
 
 
 def test_flattened_rows_are_one_sample_a_call(tmp_path):
@@ -550,3 +551,22 @@ def test_division_of_whole_numbers_by_0_is_told(tmp_path, operator):
     assert onnx_answers(path, inputs, graph=graph)["y"].tolist() == ([3, 2] if operator == "Div" else [0, 1])
     with pytest.raises(ConversionError, match="divides whole numbers by 0"):
         onnx_answers(path, {**inputs, "z": np.array([0, 3])}, graph=graph)
+
+
+def test_data_of_single_rows_free_a_batch_that_the_exporter_fixed(tmp_path):
+    """The file takes 3 rows; data whose samples have the shape of one row say that the first axis is the batch."""
+    path = saved(tmp_path, [NODE("MatMul", ["x", "w"], ["y"])], {"x": [3, 4]}, {"y": [3, 2]}, {"w": weights(4, 2)})
+    assert shapes(load_onnx(path).logical_inputs) == {"x": (3, 4)}
+    graph = load_onnx(path, Stated(data={"x": DataArray((50, 4))}))
+    assert shapes(graph.logical_inputs) == {"x": (None, 4)}
+    assert any("exported for 3 rows" in note for note in graph.interface.notes)
+    assert shapes(load_onnx(path, Stated(data={"x": DataArray((50, 3, 4))})).logical_inputs) == {"x": (3, 4)}
+
+
+def test_rows_that_are_fixed_inside_are_told_where_the_data_hold_single_ones(tmp_path):
+    """A Reshape to [3, 4] accepts no single row; the message says what to export, or how to give the data."""
+    nodes = [NODE("Reshape", ["x", "to"], ["r"]), NODE("Softmax", ["r"], ["y"], axis=0)]
+    path = saved(tmp_path, nodes, {"x": [3, 4]}, {"y": [3, 4]}, {"to": np.array([3, 4])})
+    for stated in (Stated(data={"x": DataArray((50, 4))}), Stated(shapes={"x": (1, 4)})):
+        with pytest.raises(ModelFormatError, match="exported for 3 rows, and cannot be run on one"):
+            load_onnx(path, stated)
