@@ -204,7 +204,9 @@ class Collector:
         return CommandAnswer(True, f"{does}; {len(self._spool)} wait to be sent", detail)
 
     def _write_sample(self, chosen: _Chosen) -> bool:
-        if self._stored.ask != self._state.ask or not budget_rules.covers(self._stored.spent, self._state.spent):
+        if self._stored.ask != self._state.ask or not budget_rules.covers(
+            self._options.budget, self._stored.spent, self._state.spent
+        ):
             self._write()
         seen = chosen.seen
         sample = self._spool.next_id(chosen.reason, secrets.token_hex(8))

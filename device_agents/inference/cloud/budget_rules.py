@@ -105,9 +105,13 @@ def reserved(budget: Budget, spent: Spent) -> Spent:
     )
 
 
-def covers(stored: Spent, spent: Spent) -> bool:
-    """True while what is stored is not less than what is spent, so that nothing needs to be written."""
-    return stored.begun == spent.begun and stored.calls >= spent.calls and stored.bytes >= spent.bytes
+def covers(budget: Budget, stored: Spent, spent: Spent) -> bool:
+    """True while what is stored is not less than what is spent, so that nothing needs to be written.
+
+    What the budget does not limit has no reserve, and does not count: it would be written with every call.
+    """
+    calls = not budget.calls or stored.calls >= spent.calls
+    return stored.begun == spent.begun and calls and (not budget.bytes or stored.bytes >= spent.bytes)
 
 
 def size_of(inputs: Mapping[str, Array]) -> int:

@@ -41,6 +41,7 @@ class Budgets:
         self._told: dict[str, float] = {}  # the begin of the day whose end of budget was told
         self._listener: Listener | None = None
         self._writing = threading.Lock()
+        self._fails = False  # a full disk is logged once, and not with every call
 
     def listen(self, listener: Listener) -> None:
         """Call ``listener(kind, model, message, detail)`` once a day for each budget that is spent."""
@@ -69,7 +70,7 @@ class Budgets:
         is_covered = True
         for key, budget in self._budgets(model):
             spent = self._spent[key]
-            if not budget_rules.covers(self._stored.get(key, Spent()), spent):
+            if not budget_rules.covers(budget, self._stored.get(key, Spent()), spent):
                 self._stored[key] = budget_rules.reserved(budget, spent)
                 is_covered = False
         if not is_covered and self._disk is not None:
@@ -115,5 +116,8 @@ class Budgets:
         with self._writing:  # the last writer has the newest values
             try:
                 self._disk.write(FILE_NAME, msgspec.json.encode(dict(self._stored)))
+                self._fails = False
             except DiskError as error:
-                _log.warning("the spent cloud budget cannot be stored; a restart forgets it: %s", error)
+                if not self._fails:
+                    _log.warning("the spent cloud budget cannot be stored; a restart forgets it: %s", error)
+                self._fails = True

@@ -14,12 +14,13 @@ from device_agents.inference.cloud.budget_rules import DAY_SECONDS
 from device_agents.inference.cloud.budgets import FILE_NAME
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
-from edgekit.errors import UnavailableError
+from edgekit.errors import DiskError, UnavailableError
 from edgekit.serving.models.options import ModelSettings
 from edgekit.storage.disk import FolderDisk
 from tests.device_agents.diagnostics.test_cloud_check import device, found, tier
 from tests.device_agents.inference.test_service import HeldClock, where
 from tests.simulators.cloud import CLOUD_OUTPUTS, MemoryCloud
+from tests.simulators.disk import FaultyDisk
 from tests.simulators.small_models import UNSURE, onnx_bundle
 
 NAN = np.full_like(UNSURE, np.nan)
@@ -118,6 +119,35 @@ async def test_a_spent_budget_keeps_answers_here_until_the_next_day_and_over_res
             assert await ask(service, 1) == [sent]
     await without_power.close()
     assert len(cloud.asked) == 4
+
+
+@pytest.mark.parametrize("limit", ["cloud_calls_per_day", "cloud_bytes_per_day"])
+async def test_a_budget_with_one_limit_is_not_written_with_every_call(tmp_path: Path, limit: str) -> None:
+    """It would wear a card out; the reserve covers the calls until the next write."""
+    writes = []
+    disk = FaultyDisk(fault=lambda change, method, name: writes.append(name))
+    service = InferenceService(
+        cloud=MemoryCloud(CLOUD_OUTPUTS), service=ServiceOptions(**{limit: 1_000_000}), disk=disk
+    )
+    async with service:
+        await service.activate("small", onnx_bundle(tmp_path / "b"), tmp_path / "b")
+        for _ in range(40):
+            assert where(await service.infer("small", {"x": NAN})) == ("cloud", "local-error")
+        assert writes.count(FILE_NAME) == 1
+
+
+async def test_a_budget_that_cannot_be_stored_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk took a line of the log for each call; the limit holds meanwhile."""
+
+    def full(change: int, method: str, name: str) -> None:
+        raise DiskError("no space left on device")
+
+    options, disk = ServiceOptions(cloud_calls_per_day=20), FaultyDisk(fault=full)
+    async with InferenceService(cloud=MemoryCloud(CLOUD_OUTPUTS), service=options, disk=disk) as service:
+        await service.activate("small", onnx_bundle(tmp_path / "b"), tmp_path / "b")
+        routes = [where(await service.infer("small", {"x": NAN}))[1] for _ in range(25)]
+    assert routes == ["local-error"] * 20 + ["budget-spent"] * 5
+    assert caplog.text.count("budget cannot be stored") == 1
 
 
 async def test_a_budget_that_burns_too_fast_keeps_surer_answers(tmp_path: Path) -> None:

@@ -77,10 +77,11 @@ def test_what_is_stored_is_never_less_than_what_is_spent(
     """And it never takes more than a hundredth of a budget, nor more than the budget."""
     budget, spent = Budget(most_calls, most_bytes), Spent(1.0, calls, sent)
     kept = reserved(budget, spent)
-    assert covers(kept, spent)
+    assert covers(budget, kept, spent)
     assert calls <= kept.calls <= max(calls, min(calls + most_calls / 100, most_calls))
     assert sent <= kept.bytes <= max(sent, min(sent + most_bytes / 100, most_bytes))
-    assert not covers(kept, add(kept, 1))
+    assert covers(budget, kept, add(kept, 1)) is not budget.limited
+    assert not covers(budget, kept, Spent(2.0))
 
 
 def _day(budget: Budget, seed: int, requests: int) -> tuple[Spent, list[tuple[float, float]]]:
