@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +12,12 @@ import numpy as np
 
 from edgekit.bundle.golden import read_golden
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_GOLDEN, VERSION
-from edgekit.bundle.sample_rows import run_bytes, run_samples
 from edgekit.certificate.document import ORIGINAL
-from edgekit.cli.common.cloud_files import read_api_key
+from edgekit.cli.calibrate_tier import remote_tier
 from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table, step
 from edgekit.cli.common.native_output import native_output_hidden
 from edgekit.cli.common.numbers import Number
-from edgekit.errors import DataError, RefusedError
+from edgekit.errors import DataError
 from edgekit.tensors import Array
 
 if TYPE_CHECKING:
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
 
 DECODED = "decoded"
 DEFAULT_REGRET = 0.02
-ROWS = 32  # of one request to a cloud tier
-CALL_SECONDS = 60.0
 _SHARE = Number(0.0001, 0.9999)
 
 
@@ -120,7 +115,7 @@ def calibrate(
         if "://" in cloud:
             first = _first_image(data, raw) if raw else _first_golden(edge, manifest)
             name = cloud_model or manifest.name
-            made = _remote_tier(cloud, name, api_key_file, manifest, first, original=bool(raw))
+            made = remote_tier(cloud, name, api_key_file, manifest, first, original=bool(raw))
             tier = stack.enter_context(made)
         else:
             tier = stack.enter_context(_local_tier(Path(cloud), manifest, raw))
@@ -167,47 +162,6 @@ def _first_image(data: Path, raw: str) -> dict[str, Array]:
     except OSError as error:
         raise DataError(f"{first} cannot be read: {error.strerror or error}") from error
     return {raw: found}
-
-
-@contextlib.contextmanager
-def _remote_tier(
-    cloud: str, model: str, api_key_file: Path | None, manifest: Manifest, first: Mapping[str, Array], *, original: bool
-) -> Iterator[Tier]:
-    """A tier that is asked over the network; `first` is the sample that is sent to learn its digest."""
-    from converters.cascade.bundles import BYTES_ROWS, MOST_BYTES, Tier
-
-    with needs_extra("agent"):
-        from device_agents.inference.cloud_client import CloudClient
-
-    key = read_api_key(api_key_file) if api_key_file else ""
-    client, loop, digests = CloudClient(cloud, model=model, api_key=key), asyncio.new_event_loop(), set[str]()
-    inputs = [one.spec for one in manifest.inputs]
-    outputs = [one.spec for one in manifest.outputs if one.spec.name == manifest.task.output]
-
-    def ask(feed: dict[str, Array]) -> dict[str, Array]:
-        postprocess = False if original else None  # without the steps after the model, as devices ask
-        answer = loop.run_until_complete(
-            client.infer(model, feed, timeout_seconds=CALL_SECONDS, postprocess=postprocess)
-        )
-        digests.add(answer.digest)
-        if len(digests) > 1:
-            raise RefusedError(
-                "the cloud tier's model changed while it was asked", advice="Run the command again when it is stable."
-            )
-        return answer.outputs
-
-    def run(samples: Mapping[str, Array]) -> dict[str, Array]:
-        if original:
-            names = [spec.name for spec in outputs]
-            return run_bytes(ask, names, samples, rows=BYTES_ROWS, most_bytes=MOST_BYTES)
-        return run_samples(ask, inputs, outputs, samples, rows=ROWS)
-
-    try:
-        run(first)
-        yield Tier(model, next(iter(digests)), run)
-    finally:
-        client.close()
-        loop.close()
 
 
 def _facts(result: Calibration) -> list[tuple[str, str]]:
