@@ -63,10 +63,10 @@ _NAMES = {
     "OPERATOR": "==, !=, <, <=, > or >=",
     "WORD": "a word",
     "STRING": "a text in quotes",
-    "LPAR": "(",
-    "RPAR": ")",
+    "LPAR": "an opening parenthesis",
+    "RPAR": "a closing parenthesis",
 }
-_NAMES |= {"COMMA": ",", "$END": "the end"}
+_NAMES |= {"COMMA": "a comma", "$END": "the end"}
 
 
 class _FilterError(Exception):

@@ -28,6 +28,11 @@ from edgekit.waiting import within
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 2.0
+WITHOUT_TLS = "Check the address and that the broker runs; `edgekit broker run` starts one on this machine."
+WITH_CERTIFICATES = (
+    "Check the address, that the broker runs, and that it accepts this client's certificate: one that is missing, has "
+    "expired or was revoked (edgekit ca list) ends the connection without a reason."
+)
 
 T = TypeVar("T")
 
@@ -148,7 +153,7 @@ class MqttTransport:
         except asyncio.TimeoutError:
             raise TransportError(
                 f"cannot reach broker {self.address}: {self._last_failure}",
-                advice="Check the address and that the broker runs; `edgekit broker run` starts one on this machine.",
+                advice=WITH_CERTIFICATES if self.address.tls else WITHOUT_TLS,
             ) from None
 
     async def stop(self) -> None:

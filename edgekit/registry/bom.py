@@ -14,7 +14,7 @@ from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import HashAlgorithm, HashType, Property
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
-from cyclonedx.model.license import License, LicenseExpression
+from cyclonedx.model.license import DisjunctiveLicense, License, LicenseExpression
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
@@ -57,6 +57,12 @@ def bill_of(
     document: dict[str, Any] = msgspec.json.decode(JsonV1Dot6(bom).output_as_string())
     document.get("metadata", {}).pop("timestamp", None)
     return document
+
+
+def no_spdx(texts: Sequence[str]) -> list[str]:
+    """The licences that are neither SPDX ids nor SPDX expressions: most are typing errors."""
+    made = {one: LicenseFactory().make_from_string(one) for one in texts}
+    return [text for text, one in made.items() if isinstance(one, DisjunctiveLicense) and one.id is None]
 
 
 def _licences(texts: Sequence[str]) -> list[License]:

@@ -77,7 +77,9 @@ class RegistryReader:
         ]
         if not fitting:
             published = ", ".join(
-                f"{row.version} for {row.target}{' (retired)' if row.retired else ''}" for row in rows
+                f"{row.version} for {row.target}{' (retired)' if row.retired else ''}"
+                f"{f' (channel {row.channel})' if channel and row.channel else ''}"
+                for row in rows
             )
             wanted = (
                 f"version {version}" if version else f"current version{f' in channel {channel!r}' if channel else ''}"

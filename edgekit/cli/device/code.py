@@ -58,6 +58,11 @@ def code(
     stored = StoredCode(made.token, made.key, now + hours * 3600, quota, name, target, parsed)
     with fleet_state(settings) as state:
         state.certificates.add_code(stored, now)
+    from edgekit.identity.authority import CERTIFICATE_FILE
+
+    if not (settings.keys / CERTIFICATE_FILE).exists():
+        note(f"there is no {CERTIFICATE_FILE} in {settings.keys}: codes are answered by a controller that has the")
+        note("authority's key; make one with: edgekit ca init")
     if as_json:
         print_json({"code": text, "token": made.token, "expires": stored.expires, "quota": quota})
         return

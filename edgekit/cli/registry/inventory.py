@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 import msgspec
 
-from edgekit.cli.common.console import control_settings, json_option, needs_extra, note, print_json, print_table
+from edgekit.cli.common.console import (
+    control_settings,
+    json_option,
+    needs_extra,
+    note,
+    print_json,
+    print_table,
+    printable,
+)
 from edgekit.cli.common.fleet import fleet_state, registry_reader
 from edgekit.cli.registry.options import registry_options
 from edgekit.cli.rollout.text import time_text
@@ -71,10 +79,12 @@ def bom(
       edgekit registry bom digits 1.0.0 --target raspberry-pi-4 --licence Apache-2.0 -o digits.cdx.json
     """
     with needs_extra("controller"):
-        from edgekit.registry.bom import bill_of
+        from edgekit.registry.bom import bill_of, no_spdx
     with registry_reader(control_settings(registry=url, keys=keys)) as reader:
         release = _release(reader, name, version, target)
         report = _report(reader, release)
+    if odd := no_spdx(licences):
+        note(f"no SPDX ids or expressions, so they stand as names in the bill: {', '.join(map(printable, odd))}")
     text = msgspec.json.format(msgspec.json.encode(bill_of(release.manifest, licences=licences, report=report)))
     if path is None:
         click.echo(text.decode())
@@ -129,6 +139,8 @@ def where(component: str, url: str | None, keys: Path | None, as_json: bool) -> 
     """
     from edgekit.registry.components import SHORTEST_DIGEST, matches
 
+    if not component.strip():
+        raise click.UsageError("Name a digest, a model, a tool or a runtime.")
     if len(component) < SHORTEST_DIGEST and all(one in "0123456789abcdef" for one in component):
         note(f"{component} is read as a name: a digest needs {SHORTEST_DIGEST} characters")
     settings = control_settings(registry=url, keys=keys)

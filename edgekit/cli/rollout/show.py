@@ -58,10 +58,7 @@ def list_command(as_json: bool) -> None:
     if as_json:
         print_json(rollouts)
     elif rollouts:
-        rows = [
-            (r.id, r.model, r.version, _state(r), counts_text(r.counts, r.late), r.reason or r.unreadable)
-            for r in rollouts
-        ]
+        rows = [(r.id, r.model, r.version, _state(r), counts_text(r.counts, r.late), _reason(r)) for r in rollouts]
         print_table(("id", "model", "version", "state", "devices", "reason"), rows)
     else:
         note("There is no rollout yet. Start one: edgekit rollout start NAME VERSION")
@@ -122,6 +119,13 @@ def follow(state: FleetState, number: int, *, live: bool, as_json: bool) -> None
             f"rollout {number} of {rollout.model} {rollout.version} is {rollout.state.value}: {rollout.reason}",
             advice=advice if rollout.state is RolloutState.PAUSED else "",
         )
+
+
+def _reason(rollout: RolloutDocument) -> str:
+    """Why it does not go on; empty while it does."""
+    awaits = rollout.awaits_approval and rollout.state == RolloutState.RUNNING.value
+    waits = f"waits for: edgekit rollout approve {rollout.id}" if awaits else ""
+    return rollout.reason or rollout.unreadable or waits
 
 
 def _state(rollout: RolloutDocument) -> str:

@@ -77,7 +77,13 @@ def make_app(
             log.error("%s %s failed", request.method, request.url.path, exc_info=error)
             message = "internal error; the controller's log has the reason"
         if request.url.path.startswith((PREFIX, "/openapi")):
-            return JSONResponse({"error": message, "advice": ""}, status, getattr(error, "headers", None))
+            if status in (404, 405):
+                message = f"there is no {request.method} {request.url.path}"
+            return JSONResponse(
+                {"error": message, "advice": "" if status == 500 else "See: /docs"},
+                status,
+                getattr(error, "headers", None),
+            )
         found: EdgekitError = NotFoundError("there is no such page") if status == 404 else EdgekitError(message)
         response = site.failure(request, found)
         response.status_code = status

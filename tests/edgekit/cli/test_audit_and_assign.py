@@ -94,6 +94,9 @@ def test_wrong_usage_of_assign(shell: Shell) -> None:
     shell("edgekit assign remove 99999999999999999999", expect=2)
     _, err = shell("edgekit assign add digits --version 9.0.0", expect=1)
     assert "1.0.0 for raspberry-pi-4" in err
+    shell("edgekit registry promote digits 1.0.0 stable")
+    _, err = shell("edgekit assign add digits --channel beta", expect=1)
+    assert "1.0.0 for raspberry-pi-4 (channel stable)" in err
     shell("edgekit assign add letters --version 1.0.0", expect=1)
 
 

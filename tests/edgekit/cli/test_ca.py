@@ -70,6 +70,8 @@ def test_a_code_that_leaked_is_ended(tmp_path, monkeypatch, capfd):
     (tmp_path / "edgekit.toml").write_text('fleet = "f1"\n')
     shell = Shell(tmp_path, monkeypatch, capfd)
     assert "No enrollment code" in shell("edgekit device code --list")[1]
+    assert "make one with: edgekit ca init" in shell("edgekit device code --quota 1 --hours 0.01 --id pi-9")[1]
+    shell("edgekit device code --revoke " + shell.json("edgekit device code --list --json")[0]["token"])
     made = shell.json("edgekit device code --quota 50 --label site=north --json")
     other = shell.json("edgekit device code --id pi-1 --json")
     (first, second) = sorted(shell.json("edgekit device code --list --json"), key=lambda one: one["quota"])
@@ -82,5 +84,5 @@ def test_a_code_that_leaked_is_ended(tmp_path, monkeypatch, capfd):
     assert [one["token"] for one in shell.json("edgekit device code --list --json")] == [other["token"]]
     assert shell.state().certificates.code(made["token"]).expires <= time.time()
     assert "no enrollment code 'nothing'" in shell("edgekit device code --revoke nothing", 1)[1]
-    (entry,) = shell.json("edgekit audit list --what code.revoke --json")
+    (entry, *_) = shell.json("edgekit audit list --what code.revoke --json")
     assert (entry["subject"], entry["before"]["quota"]) == (made["token"], 50)

@@ -81,6 +81,9 @@ def test_the_bill_is_valid_complete_and_always_the_same(shell: Shell, tmp_path: 
         assert "licence" in shell(f"edgekit registry bom digits 1.0.0 --licence {one}", expect=1)[1]
     text, _ = shell("edgekit registry bom digits 1.0.0 --licence 'MIT OR Apache-2.0'")
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    for one, odd in (("mit", False), ("'MIT OR Apache-2.0'", False), ("'MIT OR'", True), ("Apache2", True)):
+        _, err = shell(f"edgekit registry bom digits 1.0.0 --licence {one}")
+        assert ("no SPDX ids or expressions" in err) is odd, one
     assert "has no digits 9.0.0" in shell("edgekit registry bom digits 9.0.0", expect=1)[1]
     shell("edgekit registry bom digits 1.0.0 --target raspberry-pi-4", expect=1)
 
@@ -96,6 +99,7 @@ def test_where_finds_devices_by_every_kind_of_component(shell: Shell) -> None:
     assert uses(shell, "digits==2.0.0") == [("pi-1", "2.0.0", True)]
     assert uses(shell, "onnxruntime==1.23.2") == [("pi-2", "", True)]
     assert uses(shell, "tensorflow==1.0") == uses(shell, "nothing") == []
+    assert "Name a digest" in shell("edgekit registry where ' '", expect=2)[1]
 
 
 def test_where_has_dates(shell: Shell) -> None:

@@ -224,9 +224,11 @@ def test_canaries_wait_for_an_approval_and_one_device_leaves(shell: Shell) -> No
     assert survey(shell).counts()["TOLD"] == 0
     out, _ = shell("edgekit rollout status 1")
     assert "the next wave waits for: edgekit rollout approve 1" in out
+    assert "waits for: edgekit rollout approve 1" in shell("edgekit rollout list")[0]
     planned = shell.json("edgekit rollout approve 1 --dry-run --json")
     assert sorted(planned["tell"]) == ["pi-2", "pi-3"]
     shell("edgekit rollout approve 1")
+    assert "waits for" not in shell("edgekit rollout list")[0]
     _, err = shell("edgekit rollout approve 1", expect=3)
     assert "no wave of rollout 1 waits for an approval" in err
     shell("edgekit rollout cancel 1 pi-2")

@@ -74,6 +74,7 @@ def test_words_that_only_begin_like_the_grammar_are_words() -> None:
         ("online == true", "online is true or false", 0),
         ("target", "target is compared with nothing", 6),
         ("label.site in ()", ") stands where", 15),
+        ("name in (pi-1", "the filter ends where a closing parenthesis, a comma is expected", 13),
         ("(" * 50 + "online", "more than 40 parentheses", 40),
         ("not " * 250 + "online", "more than 200 parts", 1006),
     ],

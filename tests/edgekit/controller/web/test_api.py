@@ -49,7 +49,8 @@ def test_one_device_with_its_history(client: Client) -> None:
     found = client.get("/api/v1/devices/pi-0001").json()
     assert set(found) == {"reported", "assigned", "events", "telemetry", "alarms"}
     assert found["reported"]["labels"] == {"site": HOSTILE}
-    assert [one["kind"] for one in found["events"]] == ["started", "bad-signature"]
+    told = [one["kind"] for one in found["events"]]
+    assert told == ["started", "bad-signature", "deployment-succeeded"], "the last one from its report"
     assert client.get("/api/v1/devices/pi-9999").status == 404
 
 
@@ -182,7 +183,8 @@ def test_bad_requests_are_refused_with_a_reason(operator: Client) -> None:
     answer = send("DELETE", "/api/v1/devices")
     assert answer.status == 405
     assert "GET" in answer.headers["allow"]
-    assert operator.get("/api/v1/nothing").json()["error"]
+    nothing = {"error": "there is no GET /api/v1/nothing", "advice": "See: /docs"}
+    assert operator.get("/api/v1/nothing").json() == nothing
     assert operator.get("/api/v1/rollouts/plan").status == 405
     assert operator.get("/api/v1/rollouts/one").status == 404
 
