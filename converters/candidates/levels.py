@@ -233,7 +233,7 @@ class Levels:
         base = msgspec.structs.replace(level.base, recovery=(*recovered.recovery, OWN))
         with self._step(f"run the training loop on the graph of {level.share:.0%}"):
             try:
-                result = self.recovery.own(self._plain(level), recovered)
+                result = self.recovery.own(level.base.kept or (), recovered)
                 if result.graph is None:
                     return [msgspec.structs.replace(made, steps=result.steps)]
                 return [made, self._level_of(level, result)]

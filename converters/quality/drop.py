@@ -65,11 +65,14 @@ class Judgement(msgspec.Struct, frozen=True):
         outputs: One result per judged output, the decision output first.
         worst: The class or group with the largest drop; None without classes.
         hardest: The class or group with the largest upper bound, which proves least; None without classes.
+        expected: The drop of the decision output's accuracy that the float model's probabilities foretell on both
+            splits (see `expected_drop`); None for other metrics.
     """
 
     outputs: tuple[OutputDrop, ...]
     worst: ClassDrop | None = None
     hardest: ClassDrop | None = None
+    expected: float | None = None
 
 
 def samples_needed(budget: float, confidence: float) -> int:

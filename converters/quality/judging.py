@@ -18,7 +18,8 @@ import numpy as np
 from converters.data.streams import stream_means
 from converters.quality.confidence import likely_method
 from converters.quality.drop import ClassDrop, Drop, Judgement, OutputDrop
-from converters.quality.metrics import AGREEMENT, AUC, Metric, drop_of, score, stream_drop
+from converters.quality.expected_drop import expected_drop
+from converters.quality.metrics import ACCURACY, AGREEMENT, AUC, Metric, drop_of, score, stream_drop
 from edgekit.errors import DataError
 from edgekit.tensors import Array
 
@@ -120,13 +121,14 @@ def judge(
         value = one.metric.value(proven.candidate)
         outputs.append(OutputDrop(one.name, one.metric.name, choice_drop, drop, shown, estimate, value))
     assert first is not None
+    expected = _expected(judged[0], choice, proof)
     if not strata:
-        return Judgement(tuple(outputs))
+        return Judgement(tuple(outputs), expected=expected)
     classes = _classes(judged[0].metric, first, strata, confidence)
     seen = [one for one in classes if one.drop.n]
     worst = max(seen, key=lambda one: (one.drop.value, one.drop.upper), default=None)
     hardest = max(classes, key=lambda one: (one.drop.upper, one.drop.value), default=None)
-    return Judgement(tuple(outputs), worst, hardest)
+    return Judgement(tuple(outputs), worst, hardest, expected)
 
 
 def classes_of(
@@ -158,6 +160,16 @@ def groups_of(groups: Array | None) -> list[Stratum]:
     if groups is None:
         return []
     return [Stratum(f"group {name}", np.flatnonzero(groups == name)) for name in np.unique(groups)]
+
+
+def _expected(one: JudgedOutput, choice: Split, proof: Split) -> float | None:
+    if one.metric.name != ACCURACY or choice.reference[one.name].ndim != 2 or choice.reference[one.name].shape[1] < 2:
+        return None
+    splits = choice, proof
+    reference = np.concatenate([split.reference[one.name] for split in splits])
+    answers = np.concatenate([split.answers[one.name] for split in splits])
+    labels = np.concatenate([one.labels(split.labels.get(one.name), split.reference) for split in splits])
+    return expected_drop(reference, answers, labels)
 
 
 def _scores(one: JudgedOutput, split: Split) -> Scores:

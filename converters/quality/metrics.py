@@ -16,7 +16,7 @@ from edgekit.errors import DataError, SettingsError
 from edgekit.tensors import Array
 
 Scores = Callable[[Array, Array], Array]
-AGREEMENT, AUC = "agreement", "auc"
+ACCURACY, AGREEMENT, AUC = "accuracy", "agreement", "auc"
 ERRORS = ("mse", "mae")
 
 

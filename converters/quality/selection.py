@@ -184,7 +184,8 @@ def _accepted(
     """Verdicts of candidates that are judged by their point estimates.
 
     Of many pruned candidates near the budget, the smallest whose estimate fits is often one that was lucky. So a pruned
-    candidate also has to fit by the drop that its divergence suggests, as all candidates together show it.
+    candidate also has to fit by the drop that the float model's probabilities foretell (`expected_drop`, for accuracy),
+    and by the drop that its divergence suggests, as all candidates together show it.
     """
     accepted = {}
     rate = drop_per_divergence(candidates)
@@ -196,11 +197,15 @@ def _accepted(
             for output, limit in budget.limits(measured.judgement)
             if not output.estimate <= limit
         ]
-        suggested, (_, limit) = rate * measured.divergence, next(budget.limits(measured.judgement))
-        if measured.recipe.lossy and not faults and suggested > limit:
+        expected, by_divergence = measured.judgement.expected or 0.0, rate * measured.divergence
+        _, limit = next(budget.limits(measured.judgement))
+        if measured.recipe.lossy and not faults and max(expected, by_divergence) > limit:
+            source = (
+                "its divergence suggests" if by_divergence > expected else "the float model's probabilities foretell"
+            )
             faults = [
-                f"drop of {measured.judgement.outputs[0].estimate:.4g}, and its divergence suggests one of "
-                f"{suggested:.4g}; the limit is {limit:.4g}"
+                f"drop of {measured.judgement.outputs[0].estimate:.4g}, and {source} one of "
+                f"{max(expected, by_divergence):.4g}; the limit is {limit:.4g}"
             ]
         worst, most = measured.judgement.worst, budget.max_drop_any_class
         if most is not None and worst is not None and not worst.drop.value <= most:
@@ -223,12 +228,17 @@ def _revived(fit: Sequence[Measured], verdicts: dict[str, tuple[str, str]]) -> l
 def drop_per_divergence(candidates: Sequence[Measured]) -> float:
     """The slope of the decision output's drop over the divergence, by least squares through 0; at least 0.
 
-    Candidates with a divergence of `FAR` or more say nothing about small drops and do not count.
+    The drop is the expected one where it is known. Candidates with a divergence of `FAR` or more say nothing about
+    small drops and do not count.
     """
     used = [one for one in candidates if one.judgement is not None and not one.fault and 0.0 < one.divergence < FAR]
     squares = sum(one.divergence**2 for one in used)
-    products = sum(one.divergence * one.judgement.outputs[0].estimate for one in used if one.judgement is not None)
+    products = sum(one.divergence * _likely_drop(one.judgement) for one in used if one.judgement is not None)
     return max(products / squares, 0.0) if squares else 0.0
+
+
+def _likely_drop(judgement: Judgement) -> float:
+    return judgement.outputs[0].estimate if judgement.expected is None else judgement.expected
 
 
 def _choice_fault(measured: Measured, budget: Budget) -> str:
