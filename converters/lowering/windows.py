@@ -68,7 +68,7 @@ def image_of(value: Value | None) -> Image:
     if source.rank == 3:
         return Image(tf.expand_dims(source.in_order(channels_last(3)), 1), True)
     if source.rank != 4:
-        raise CannotLowerError(f"an input of {source.rank} axes (supported: 4 for images, 3 for signals)")
+        raise CannotLowerError(f"an input of {source.rank} axes (supported here: 4 for images, 3 for signals)")
     return Image(source.in_order(channels_last(4)), False)
 
 

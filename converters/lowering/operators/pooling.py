@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from converters.lowering.registry import CannotLowerError, Inputs, lowers, required
 from converters.lowering.values import Value
+from converters.lowering.volumes import VOLUME, Box, as_volume, box_of, largest_over, mean_over, volume_of
 from converters.lowering.windows import Image, Pads, Window, image_of, padded, same_pads, window_of, with_edges
 
 
@@ -19,6 +20,9 @@ def max_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 
     The lowest float32, the usual padding, would take the whole range of an 8-bit scale.
     """
+    if required(inputs[0]).rank == VOLUME:
+        planes, box = _pool_of_volume(inputs, attrs)
+        return as_volume(largest_over(planes, box))
     image, window, extra = _pool(inputs, attrs)
     whole = Window(window.kernel, window.strides, window.dilations, _added(window.pads, extra))
     if max(window.dilations) > 1:
@@ -47,6 +51,9 @@ def _dilated_maximum(image: Image, window: Window, attrs: dict[str, Any]) -> Any
 @lowers("AveragePool")
 def average_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """AveragePool; a window over the whole image becomes a mean, which does not split int8 delegates."""
+    if required(inputs[0]).rank == VOLUME:
+        planes, box = _pool_of_volume(inputs, attrs)
+        return as_volume(mean_over(planes, box, counted=bool(attrs.get("count_include_pad", 0))))
     image, window, extra = _pool(inputs, attrs)
     if max(window.dilations) > 1:
         raise CannotLowerError("dilated pooling")
@@ -79,6 +86,15 @@ def global_max_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     source = required(inputs[0])
     axes = [source.order[axis] for axis in range(2, source.rank)]
     return source.with_tensor(tf.reduce_max(source.tensor, axis=axes, keepdims=True))
+
+
+def _pool_of_volume(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Any, Box]:
+    if attrs["outputs"] > 1:
+        raise CannotLowerError("the second output (indices)")
+    if attrs.get("ceil_mode"):
+        raise CannotLowerError("ceil_mode over volumes")
+    planes = volume_of(required(inputs[0]))
+    return planes, box_of(planes, attrs["kernel_shape"], attrs)
 
 
 def _pool(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Image, Window, tuple[int, int]]:

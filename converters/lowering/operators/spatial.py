@@ -7,16 +7,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from converters.lowering.registry import Inputs, constant, lowers, optional
+from converters.lowering.registry import Inputs, constant, lowers, optional, required
 from converters.lowering.values import Value
+from converters.lowering.volumes import VOLUME, as_volume, box_of, convolved, volume_of
 from converters.lowering.windows import Image, Pads, Window, image_of, padded, window_of
 
 
 @lowers("Conv")
 def conv(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Conv: ordinary, grouped and depthwise; weights (out, in / group, ...)."""
-    image = image_of(inputs[0])
     given = constant(inputs[1], "weights")
+    if required(inputs[0]).rank == VOLUME:
+        planes = volume_of(required(inputs[0]))
+        box = box_of(planes, given.shape[2:], attrs)
+        return as_volume(_biased(convolved(planes, given, box, int(attrs.get("group", 1)), attrs["variable"]), inputs))
+    image = image_of(inputs[0])
     weights = _as_image_weights(given)
     window = window_of(image, given.shape[2:], attrs)
     tensor, padding = padded(image, window, 0.0)
