@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from edgekit.serving.http.head_cache import HeadCache
 from edgekit.serving.http.limits import Limits
 from edgekit.serving.http.messages import Application
 
+IN_USE_SECONDS = 0.25  # after an answer, the next request of a busy client may be on its way
 WORKED = 2  # a connection with a request that was let in
 
 
@@ -135,13 +137,23 @@ class Connections:
             self.empty.set()
 
     def drain(self) -> None:
-        """Close idle connections now, and the others after their next answer. New requests are refused by the app."""
+        """Close idle connections, and the others after their next answer. New requests are refused by the app.
+
+        A connection that a client has just used stays open for a moment: its next request may be on its way, and gets
+        503 then, where a closed connection would only reset it.
+        """
         self.draining = True
         self.app.stop()
         for heads in (self.heads, self.heads_over_tcp):
             heads.clear()
+        self._close_idle(self.loop.time() - IN_USE_SECONDS)
+        self.loop.call_later(IN_USE_SECONDS, self._close_idle, math.inf)
+
+    def _close_idle(self, since: float) -> None:
+        """Close the connections without a request, but not those that worked and are idle since a later time."""
         for connection in list(self.connections):
-            if connection.idle:
+            work, at = connection.age
+            if connection.idle and (work < WORKED or at < since):
                 connection.close()
 
     def give_up(self) -> None:

@@ -82,3 +82,33 @@ async def test_what_is_not_answered_in_time_gets_503(tmp_path: Path) -> None:
         assert b"Retry-After: 1\r\n" in head
         assert b"Connection: close\r\n" in head
     assert found["socket"] is False
+
+
+async def test_the_next_request_on_a_connection_in_use_gets_503_and_no_reset(tmp_path: Path) -> None:
+    """A busy client of a server that is replaced lost each connection in the middle of a request."""
+    socket = tmp_path / "edgekit.sock"
+    async with InferenceService() as service:
+        await service.activate("small", onnx_bundle(tmp_path), tmp_path)
+        async with contextlib.AsyncExitStack() as serving:
+            await serving.enter_async_context(serve(App(service, max_request_bytes=2**20), socket=socket))
+            reader, writer = await asyncio.open_unix_connection(str(socket))
+            silent, other = await asyncio.open_unix_connection(str(socket))
+
+            async def asked() -> bytes:
+                writer.write(request())
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                await reader.readexactly(length)
+                return head
+
+            assert (await asked()).startswith(b"HTTP/1.1 200 ")
+            stopping = asyncio.ensure_future(serving.aclose())
+            await asyncio.sleep(0.05)
+            head = await asked()
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert b"Retry-After: 1\r\n" in head
+            assert b"Connection: close\r\n" in head
+            assert await silent.read() == b""  # nobody used it: it was closed at once
+            await asyncio.wait_for(stopping, 20)
+            for one in (writer, other):
+                one.close()
