@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,11 +10,14 @@ import sqlalchemy as sa
 
 from edgekit.bounds import MAX_INTEGER
 from edgekit.errors import DataError
-from edgekit.mqtt.messages import Reported
+from edgekit.identity.other_signer import AT_ONCE, OtherSigner
+from edgekit.mqtt.messages import Event, Reported
 from edgekit.state._sql import put_all, untrusted_json
 from edgekit.state.fleet.attributes import Attribute, ChangedRows, report_attributes, traits
-from edgekit.state.fleet.event_writer import MAX_STORED_EVENTS, insert_missed
+from edgekit.state.fleet.event_writer import MAX_STORED_EVENTS, insert_event, insert_missed
 from edgekit.state.tables import assignments, presence, reports, telemetry_marks
+
+log = logging.getLogger(__name__)
 
 MAX_DEVICES = 10_000
 
@@ -75,6 +79,7 @@ class ReportWriter:
     def __init__(self, fleet: str, *, max_events: int = MAX_STORED_EVENTS) -> None:
         self._fleet, self._max_events = fleet, max_events
         self._written: dict[str, Written] = {}
+        self._other = OtherSigner()
 
     def write(self, connection: sa.Connection, checked: Sequence[CheckedReport], now: float) -> list[int]:
         """Store reports inside the caller's transaction, but for those with a number that is not above the stored one.
@@ -106,7 +111,7 @@ class ReportWriter:
         )
         changed = ChangedRows(self._fleet)
         for name, one in last.items():
-            self._compare(connection, one, before[name], changed)
+            self._compare(connection, one, before[name], changed, now)
         changed.write(connection)
         fresh_ones = [one for one, number in zip(checked, found, strict=True) if not number and one.live]
         self._put_presence(connection, fresh_ones, now)
@@ -140,14 +145,17 @@ class ReportWriter:
             "traits": traits(one.report),
         }
 
-    def _compare(self, connection: sa.Connection, one: CheckedReport, before: Stored, changed: ChangedRows) -> None:
+    def _compare(
+        self, connection: sa.Connection, one: CheckedReport, before: Stored, changed: ChangedRows, now: float
+    ) -> None:
         """Note the rows for filters that differ, and look after the version of the device's assignment."""
         name = one.report.device
         last = self._written.get(name)
         if last is not None and (last.number, last.digest) != before:
             last = None
-        if last is None or last.assignment != one.report.assignment:
-            self._raise_assignment(connection, one.report)
+        looked_at = one.report.assignment
+        if (last is None or last.assignment != looked_at) and not self._raise_assignment(connection, one.report, now):
+            looked_at = -1  # so that the next report is looked at
         if last is None or last.session != one.report.session:
             self._lower_mark(connection, one.report)
         if one.digest != before.indexed and last is not None:
@@ -156,16 +164,27 @@ class ReportWriter:
             changed.replace(name, one.rows)
         if name not in self._written and len(self._written) >= MAX_DEVICES:
             self._written.clear()
-        self._written[name] = Written(
-            one.report.number, one.digest, one.rows, one.report.assignment, one.report.session
-        )
+        self._written[name] = Written(one.report.number, one.digest, one.rows, looked_at, one.report.session)
 
-    def _raise_assignment(self, connection: sa.Connection, report: Reported) -> None:
-        """Give the device's assignment a version above the accepted one, in case the database was restored."""
+    def _raise_assignment(self, connection: sa.Connection, report: Reported, now: float) -> bool:
+        """Give the device's assignment a version above the accepted one, in case the database was restored.
+
+        False where that must wait, because another controller does the same from another database.
+        """
         if not 0 < report.assignment < MAX_INTEGER:
-            return
+            return True
+        if not self._other.may_answer(report.device, now):
+            return False
         accepted = {"of_fleet": self._fleet, "of_device": report.device, "accepted": report.assignment}
-        connection.execute(_RAISE, accepted)
+        if connection.execute(_RAISE, accepted).rowcount and (times := self._other.note(report.device, now)) > AT_ONCE:
+            message = (
+                f"it accepted version {report.assignment}, which was not signed here, {times} times by now: another "
+                f"controller signs assignments of fleet {self._fleet!r} from another database. Stop one of the two"
+            )
+            log.error("%s: %s", report.device, message)
+            event = Event(report.device, "assignment-contested", now, "", "OtherController", message)
+            insert_event(connection, self._fleet, event, now, max_events=self._max_events)
+        return True
 
     def _lower_mark(self, connection: sa.Connection, report: Reported) -> None:
         """Take telemetry of the signed session, also where that of a later one is stored: the disk was lost since."""

@@ -225,6 +225,24 @@ async def test_a_new_director_signs_everything_again(tmp_path):
         assert side.state.assignments.renew_other_signers(side.director.public_key.keyid) == 0
 
 
+async def test_another_controller_with_another_database_is_named_and_not_outbid_for_ever(tmp_path):
+    """A device that was ahead again and again is answered later and later, and an event says why."""
+    async with ControlSide(tmp_path) as side:
+        side.publish("digits", "1.0.0")
+        device = await side.device("pi-1")
+        side.start("digits", "1.0.0")
+        await side.until(lambda: side.rollout().state is RolloutState.FINISHED)
+        for accepted in (10, 20, 30):
+            await device.report(assignment=accepted)
+            await side.until(lambda accepted=accepted: accepted + 1 in device.versions)
+        await device.report(assignment=40)
+        await side.until(lambda: side.state.devices.views(0.0, 90.0)[0].assignment == 40)
+        await device.report(assignment=40)
+        assert side.state.assignments.get("pi-1").version == 31
+        (event,) = [one for one in side.state.devices.events("pi-1") if one.kind == "assignment-contested"]
+        assert "another controller signs assignments of fleet 'test' from another database" in event.message
+
+
 async def test_expiring_assignment_is_renewed(tmp_path):
     """An assignment is signed again with a higher version before it expires."""
     side = ControlSide(tmp_path)
