@@ -22,7 +22,7 @@ from device_agents.systemd import Notifier
 from device_agents.threads import in_thread
 from device_agents.update.installed import InstalledModels
 from device_agents.watchdog import watched
-from edgekit.errors import UnavailableError
+from edgekit.errors import EdgekitError, UnavailableError
 from edgekit.serving.endpoints import Endpoints, open_endpoints
 from edgekit.serving.http.limits import Limits
 from edgekit.settings import AgentSettings, load_settings
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from device_agents.remote_commands import RemoteParts
     from edgekit.bundle.compat import Facts
 
+_log = logging.getLogger(__name__)
+
+ANSWERING_SECONDS = 60.0  # installed models answer for so long before an agent that cannot be made ends
 FIRST_ANSWERS_SECONDS = 0.1  # applications that waited for the agent ask at once; the import does not compete with them
 
 
@@ -86,7 +89,7 @@ async def run_agent(config: Path, flags: Mapping[str, Any], notifier: Notifier, 
                 await installed.start()
                 async with _serving(settings, inference) as endpoints, watched(settings.watchdog_seconds):
                     say(f"agent {settings.device} ready at {endpoints}")
-                    agent = await _start_agent(
+                    agent = await _start_or_answer(
                         settings,
                         inference,
                         installed,
@@ -107,6 +110,35 @@ def _serving(settings: AgentSettings, inference: InferenceService) -> contextlib
     limits = Limits(connections=settings.max_connections, drain_seconds=settings.drain_seconds)
     addresses = Endpoints(settings.http, settings.socket, settings.grpc, settings.grpc_socket)
     return open_endpoints(inference, addresses, max_request_bytes=settings.max_request_bytes, limits=limits)
+
+
+async def _start_or_answer(
+    settings: AgentSettings,
+    inference: InferenceService,
+    installed: InstalledModels,
+    remote: Callable[[Any], RemoteParts],
+    stop: Stop,
+) -> Agent | None:
+    """As `_start_agent`. Where the agent cannot be made, installed models answer for a while before the error.
+
+    The service manager starts the agent again then. Without that while, local answers would be gone most of the time.
+    """
+    try:
+        return await _start_agent(settings, inference, installed, remote, stop)
+    except EdgekitError as error:
+        if not inference.models() or stop.given:
+            raise
+        _log.error(
+            "%s. %s The agent cannot start; installed models answer for %.0f s, then it ends, to be started again",
+            *(error, error.advice, ANSWERING_SECONDS),
+        )
+        stopped = asyncio.Event()
+        stop.reaches(stopped.set)
+        try:
+            await asyncio.wait_for(stopped.wait(), ANSWERING_SECONDS)
+        except asyncio.TimeoutError:
+            raise error from None
+        return None
 
 
 async def _start_agent(

@@ -9,6 +9,8 @@ import threading
 import time
 import urllib.request
 
+import pytest
+
 from device_agents.deployment import Deployment, UpdateRecord
 from device_agents.running import Stop
 from device_agents.storage.journal import Journal
@@ -100,16 +102,43 @@ def test_few_annotations_are_compiled_before_the_first_answer(folder):  # noqa: 
     assert 0 < int(compiled) < 300  # numpy has about 150 of its own; with strings there were 780
 
 
-def test_an_unusable_key_ends_the_agent_in_order(folder):  # noqa: F811
-    """The same error and exit status as before any model was loaded, and no crash is counted against a model."""
-    install(folder)
-    (folder / "device.key").write_text("no key")
+@pytest.mark.parametrize("lost", ["device.key", "root.json"])
+def test_without_its_key_or_root_the_agent_answers_for_a_while_and_ends_in_order(folder, lost):  # noqa: F811
+    """It ended right after its first answers, again and again; no crash is counted against a model."""
+    manifest = install(folder)
+    (folder / lost).unlink()
     with running(folder) as child:
-        _, err = child.communicate(timeout=120)
-    assert child.returncode == 1
-    assert "device.key" in err
-    assert "Traceback" not in err
+        url = ready_url(child.stdout.readline())
+        lines = iter(child.stderr.readline, "")
+        said = next(line for line in lines if "The agent cannot start" in line)
+        assert ask(url)["edgekit_model"] == manifest.digest
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(120) == 0
+    assert lost in said
     assert Journal(FolderDisk(folder / "state")).record.running is False
+
+
+SHORT = """
+import device_agents.running
+from device_agents.__main__ import main
+device_agents.running.ANSWERING_SECONDS = 0.2
+main()
+"""
+
+
+def test_an_unusable_key_ends_the_agent_in_order(folder):  # noqa: F811
+    """After the while for answers, with exit status 1 and the error; at once where no model is installed."""
+    (folder / "device.key").write_text("no key")
+    for installed in (False, True):
+        if installed:
+            install(folder)
+        command = [sys.executable, "-c", SHORT, "run", "--config", str(folder / "agent.toml")]
+        done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120, check=False)
+        assert done.returncode == 1
+        assert "edgekit-agent: key" in done.stderr
+        assert ("The agent cannot start" in done.stderr) is installed
+        assert "Traceback" not in done.stderr
+        assert Journal(FolderDisk(folder / "state")).record.running is False
 
 
 def test_a_stop_while_the_control_plane_is_imported_ends_in_order(folder):  # noqa: F811
