@@ -188,6 +188,10 @@ def parse_waves(text: str) -> tuple[Wave, ...]:
                 waves.append(Wave(share=float(part[:-1]) / 100))
             elif _FILTER.search(part):
                 waves.append(Wave(cohort=Cohort(filter=part)))
+            elif not int(part):
+                raise SettingsError(
+                    f"wave {part!r} has no device", advice="A count is at least 1, as in --waves 1,10%,100%."
+                )
             else:
                 waves.append(Wave(count=int(part)))
         except ValueError:

@@ -20,6 +20,7 @@ from edgekit.cli.device.columns import (
 )
 from edgekit.cli.rollout.text import time_text
 from edgekit.errors import SettingsError
+from edgekit.health.fact_text import fact_text
 from edgekit.health.summary import Summary
 from edgekit.rollout.progress import count_of_devices
 from edgekit.sketches.signals import ROUTES
@@ -166,8 +167,5 @@ def _print_summary(summary: Summary) -> None:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        text = ", ".join(f"{key} {one}" for key, one in sorted(value.items())) or "-"
-    else:
-        text = " ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
+    text = fact_text(value)
     return text if len(text) <= FACT_WIDTH else text[: FACT_WIDTH - 3] + "..."

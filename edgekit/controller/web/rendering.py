@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from edgekit.bounds import MAX_DATE
+from edgekit.health.fact_text import fact_text
 from edgekit.rollout.progress import counts_text, duration, gate_text
 from edgekit.state import AuditEntry
 from edgekit.state.overview import VersionCount
@@ -63,7 +64,7 @@ def environment() -> jinja2.Environment:
         utc=lambda seconds: _moment(seconds).strftime("%Y-%m-%d %H:%M:%S UTC"),
         ago=_ago,
         number=lambda value: f"{value:,}",
-        fact=_fact,
+        fact=fact_text,
         tones=tones,
         pretty=lambda value: json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False),
         change=_change,
@@ -110,14 +111,6 @@ def _ago(context: jinja2.runtime.Context, seconds: float) -> str:
     if passed < 0:
         return f"in {duration(-passed)}" if passed < -1 else "now"
     return f"{duration(passed)} ago" if passed >= 1 else "now"
-
-
-def _fact(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:,.6g}"
-    return str(value)
 
 
 def _change(entry: AuditEntry) -> str:

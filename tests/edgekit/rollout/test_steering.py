@@ -260,7 +260,9 @@ def test_waves_are_sizes_or_filters(text, waves):
     assert parse_waves(",".join(wave.text for wave in waves)) == waves
 
 
-@pytest.mark.parametrize("text", ["ten,100%", "10%,,x", "1.5,100%", "", "nan%,100%", "(", "10%,label.ring == 0,100%"])
+@pytest.mark.parametrize(
+    "text", ["ten,100%", "0,100%", "10%,,x", "1.5,100%", "", "nan%,100%", "(", "10%,label.ring == 0,100%"]
+)
 def test_waves_that_cannot_be_read_are_refused(text):
     """Also a filter after a size, and nothing at all."""
     with pytest.raises(SettingsError, match=r"wave"):
