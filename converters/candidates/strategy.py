@@ -74,8 +74,10 @@ class Search:
         self._make_batch(kinds)
         quantized = [r for r in kinds if r.quantized and not r.direct and not self._measured[r.id].fault]
         if any(self._measured[recipe.id].choice_drop is not None for recipe in quantized):
-            layers = list(scores())
             self._ranges([recipe for recipe in quantized if recipe.precision == STATIC])
+            if all(recipe.precision == STATIC for recipe in kinds):  # an accelerator of 8-bit integers runs no mixture
+                return list(self._measured.values())
+            layers = list(scores())
             self._exceptions(quantized, layers)
             # Recipes beyond the budget cannot lose more bits.
             fitting = [recipe for recipe in quantized if self._within_budget(recipe)]

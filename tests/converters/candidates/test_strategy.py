@@ -72,6 +72,13 @@ def test_kind_that_loses_too_much_by_8_bits_is_not_tried_with_4():
     assert {recipe.precision for recipe in asked if recipe.int4_layers} == {"int8-dynamic"}
 
 
+def test_target_that_runs_8_bit_integers_only_gets_no_mixtures():
+    """An Edge TPU refuses float layers and 4-bit weights, so only ranges and equalization are tried, without scores."""
+    asked = search(lambda r: 0.05, [Recipe("int8")], layers=None)
+    assert len(asked) > 1
+    assert not any(recipe.float_layers or recipe.int4_layers for recipe in asked)
+
+
 def test_sensitive_layers_go_back_to_float_where_int8_loses_too_much():
     """The most sensitive layers become float first, twice as many each time, until the budget is met."""
     asked = search(lambda r: 0.05 if r.precision == "int8" and len(r.float_layers) < 2 else 0.0)
