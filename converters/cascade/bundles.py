@@ -20,9 +20,10 @@ from converters.data.samples import Samples, load_samples
 from converters.framework_process import TensorFlowProcess
 from converters.frontends import load_model
 from converters.graph.interface import sample_spec
-from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_MODEL, ROLE_REPORT, VERSION, Manifest, parse_manifest
+from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_MODEL, ROLE_REPORT, VERSION, Manifest
 from edgekit.bundle.sample_rows import run_bytes
 from edgekit.bundle.state import client_inputs
+from edgekit.bundle_folder import check_bundle
 from edgekit.certificate.document import CERTIFICATE_NAME, ORIGINAL, ROLE_CERTIFICATE, Bound, processing_digest
 from edgekit.decoding import open_processor
 from edgekit.errors import DataError, RefusedError
@@ -56,14 +57,14 @@ def read_bundle(path: Path, role: str) -> Manifest:
 
     Raises:
         DataError: there is no bundle, or it is sealed.
-        ManifestError: its manifest is not valid.
+        ManifestError: its manifest is not valid, or a file is missing or was changed since it was converted.
     """
     if not (path / MANIFEST_NAME).is_file():
         raise DataError(
             f"--{role} {path} is not a bundle",
             advice="A certificate is bound to the digests of what runs: convert the model first.",
         )
-    manifest = parse_manifest((path / MANIFEST_NAME).read_bytes())
+    manifest = check_bundle(path)
     if manifest.sealed is not None:
         raise DataError(f"--{role} {path} is sealed", advice="Calibrate the plain bundle, then publish it sealed.")
     return manifest

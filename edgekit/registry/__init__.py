@@ -3,8 +3,9 @@
 Signing is in `edgekit.trust`, and stores are in `edgekit.storage`; both are passed in by the caller.
 """
 
+from edgekit.bundle_folder import check_bundle
 from edgekit.registry.catalogue import CatalogueEntry, MadeDelta, Release, blob_name, metadata_name
-from edgekit.registry.publishing import check_bundle, publish
+from edgekit.registry.publishing import publish
 from edgekit.registry.reader import RegistryReader
 
 __all__ = [

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from edgekit.bundle.manifest import ROLE_MODEL, ROLE_REPORT, file_entry, parse_m
 from edgekit.certificate.document import CERTIFICATE_NAME, parse_certificate
 from edgekit.certificate.scoring import score
 from edgekit.cli.main import edgekit
-from edgekit.errors import DataError, RefusedError
+from edgekit.errors import DataError, ManifestError, RefusedError
 from edgekit.registry.publishing import publish
 from edgekit.runtimes import open_runtime
 from edgekit.storage.stores import open_store
@@ -131,6 +132,21 @@ def test_a_target_beyond_the_cloud_is_refused_with_the_best_to_be_had(folder, tm
     assert "Proven by these samples is at least 0.8" in done.exception.advice
     assert "No number of samples" in done.exception.advice
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damaged", ["edge", "cloud"])
+def test_a_damaged_bundle_is_refused_and_not_hashed_anew(folder, tmp_path, damaged) -> None:
+    """The new manifest would state the digest of the damaged file, and every device would trust it."""
+    for name in ("edge", "cloud"):
+        shutil.copytree(folder / name, tmp_path / name)
+    with (tmp_path / damaged / "golden.npz").open("ab") as file:
+        file.write(b"x")
+    arguments = ["--edge", str(tmp_path / "edge"), "--cloud", str(tmp_path / "cloud")]
+    fixed = ["--data", str(folder / "data.npz"), "--regret", "0.05", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(edgekit, ["calibrate", *arguments, *fixed])
+    assert isinstance(done.exception, ManifestError)
+    assert "golden.npz has" in str(done.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_too_few_samples_say_how_many_would_do(folder, tmp_path) -> None:
