@@ -95,11 +95,12 @@ def report_answers(answers: list[StoredCommand], expires: float, *, as_json: boo
         )
     elif not as_json and answers[0].ok:
         _print_whole(answers[0])
-    silent = [answer.device for answer in answers if answer.state != "done"]
+    silent = [answer for answer in answers if answer.state != "done"]
     if silent:
-        names = ", ".join(silent[:10]) + (" and others" if len(silent) > 10 else "")
+        names = ", ".join(answer.device for answer in silent[:10]) + (" and others" if len(silent) > 10 else "")
+        why = f": {printable(silent[0].message)}" if len(silent) == 1 and silent[0].message else ""
         raise UnavailableError(
-            f"{names} did not answer {answers[0].kind} within {expires:g} s",
+            f"{names} did not answer {answers[0].kind} within {expires:g} s{why}",
             advice="Check with `edgekit device list` that it is online, and that `edgekit controller run` is running.",
         )
     for answer in answers:

@@ -16,10 +16,12 @@ from edgekit.state._sql import FleetTable, to_json, untrusted_json, untrusted_te
 from edgekit.state.audit import record, take_turn
 from edgekit.state.fleet.devices import read_report
 from edgekit.state.fleet.event_writer import MAX_TEXT
-from edgekit.state.tables import commands, devices, presence, reports
+from edgekit.state.tables import commands, devices, events, presence, reports
 
 MAX_ENDED = 100  # ended commands that are kept for each device
 ASKED, SENT, DONE, EXPIRED = "asked", "sent", "done", "expired"
+REFUSED = "command-refused"
+CLOCKS_SECONDS = 5.0  # the command has the time of the operator's machine, the event that of the controller
 _NO_ARGUMENTS: Mapping[str, Any] = {}
 
 
@@ -141,8 +143,20 @@ class CommandTable(FleetTable):
             rows = connection.execute(query).mappings().all()
         if late:
             with self._writing() as connection:
-                connection.execute(commands.update().where(due).values(state=EXPIRED, message="nobody answered"))
+                for row in connection.execute(sa.select(commands).where(due)).all():
+                    values = {"state": EXPIRED, "message": self._why_unanswered(connection, row)}
+                    connection.execute(commands.update().where(commands.c.id == row.id).values(**values))
         return [command for command in map(_read, rows) if command.expires > now]
+
+    def _why_unanswered(self, connection: sa.Connection, row: sa.Row[Any]) -> str:
+        """Why an expired command has no answer; a device that cannot verify a command tells it by an event."""
+        if row.state == ASKED:
+            return "it was not sent, because the device was not online"
+        mine = (events.c.fleet == self._fleet) & (events.c.device == row.device) & (events.c.kind == REFUSED)
+        refused = sa.select(events).where(mine, events.c.at >= row.created - CLOCKS_SECONDS)
+        event = connection.execute(refused.order_by(events.c.id.desc()).limit(1)).first()
+        said = f"the device refused a command: {event.error}: {event.message}" if event else "the device did not answer"
+        return said[:MAX_TEXT]
 
     def sent(self, device: str, number: int) -> None:
         """Record that a command was sent."""
