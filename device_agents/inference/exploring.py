@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from device_agents.inference.fallback import Fallback
 
 See = Callable[[CloudAnswer | None, Array | None], None]
+_CALLED = (Reason.CLOUD_FAILED, Reason.BYTES_REFUSED)  # other reasons say that the cloud tier was not called
 MOST_SHOWN = 64  # characters of a digest; some servers send anything in its place
 MOST_AT_ONCE = 2  # explorations; others are left out, so that they never hold back requests that need the cloud tier
 
@@ -109,6 +110,8 @@ class Explorer:
                 request.model, outgoing, left_seconds=None, expected=expected, score=1.0
             )
         except FallbackError as error:
+            if error.reason not in _CALLED:  # a day without a link must not use up what tests the certificate
+                held.not_explored()
             if error.reason is not Reason.BUDGET_PACE:  # which keeps sure answers first; unsure ones may still be sent
                 held.cloud_failed()
             see(None, None)

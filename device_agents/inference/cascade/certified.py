@@ -94,6 +94,10 @@ class Held:
         self._today += 1
         return True
 
+    def not_explored(self) -> None:
+        """An answer that `may_explore` counted was not sent."""
+        self._today = max(self._today - 1, 0)
+
     def explore(self, *, differs: bool) -> bool:
         """Count an explored answer of the certified cloud model. True if it has just refuted the certificate."""
         self.explored = self.explored.plus(1, int(differs))

@@ -11,6 +11,7 @@ import pytest
 from device_agents.inference.cascade.certified import DAY_SECONDS, MOST_TOLD, Held
 from device_agents.inference.cascade.refutation_store import FILE_NAME, MOST_CERTIFICATES, RefutationStore
 from device_agents.inference.options import ServiceOptions
+from device_agents.inference.routing_rules import Reason
 from device_agents.inference.service import InferenceService
 from edgekit.bundle.evidence import Evidence
 from edgekit.bundle.manifest import ROLE_MODEL, file_entry
@@ -437,3 +438,17 @@ async def test_one_confident_row_of_a_batch_is_explored_too(tmp_path, cloud, mix
     assert all(len(rows) == 1 for rows in sent)
     explored = {rows.tobytes() for rows in sent} & {row[None].tobytes() for row in batch[:7]}
     assert len(explored) > 1
+
+
+async def test_an_outage_does_not_use_up_the_explorations_of_the_day(tmp_path, cloud):
+    """Nothing is sent while the device is offline; afterwards the certificate is tested as on any day."""
+    manifest, _ = certified_bundle(tmp_path, threshold=-1.0, upper=0.999)
+    x, _ = rows_by_margin(manifest, tmp_path)
+    options, held = ServiceOptions(exploration_share=1.0, explorations_per_day=5), Reason.OFFLINE
+    async with InferenceService(cloud=cloud, service=options, hold=lambda: held) as service:
+        await service.activate("pair", manifest, tmp_path)
+        await explored(service, x, 20)
+        assert not cloud.asked
+        held = None
+        await explored(service, x, 20)
+        assert len(cloud.asked) == 5
