@@ -37,6 +37,7 @@ KEYWORDS = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "
 SHARES = {"0.93": 0.905, "0.86": 0.90, "0.60": 0.89}  # of the parameters of the keyword model -> accuracy to reach
 MOST_BYTES = 19_000  # of the keyword model with --aim size
 LEAST_AGREEMENT = 0.97
+KEYWORD_BUDGET = ("--max-drop", str(1 - LEAST_AGREEMENT))  # without labels, quality is agreement with the float model
 MAX_DROP = 0.01
 DIGITS_DROP = 0.015  # on test.npz, from the float model
 DIGITS_BYTES, DIGITS_COST = 0.25, 0.5  # of stock static int8's bytes, and of the best stock file's instructions
@@ -118,14 +119,13 @@ def _keywords(folder: Path) -> list[Figure]:
     stock = convert.stock_files(*paths, folder / "stock", convert.accuracy_of(test["y"]))
     least = _accuracy(whole, test["y"]) - MAX_DROP
     return figures + _costs(
-        "keywords", (paths[0], unlabeled), stock, folder, least=least, test=test, reach=KEYWORD_COST
+        "keywords", (paths[0], unlabeled), stock, folder, *KEYWORD_BUDGET, least=least, test=test, reach=KEYWORD_COST
     )
 
 
 def _keyword_bytes(folder: Path, data: Path, test: Any, whole: Answers) -> list[Figure]:
-    budget = ("--max-drop", str(1 - LEAST_AGREEMENT))  # without labels, quality is agreement with the float model
     none, auto = (
-        _convert(KEYWORDS / "saved_model", data, folder / prune, "--aim", "size", "--prune", prune, *budget)
+        _convert(KEYWORDS / "saved_model", data, folder / prune, "--aim", "size", "--prune", prune, *KEYWORD_BUDGET)
         for prune in ("none", "auto")
     )
     found = _bundle_answers(auto["bundle"], test["x"])
@@ -198,7 +198,7 @@ def _digits(folder: Path) -> list[Figure]:
 
 
 def _costs(
-    name: str, paths: tuple[Path, Path], stock: convert.Stock, folder: Path, *, least: float, test: Any,
+    name: str, paths: tuple[Path, Path], stock: convert.Stock, folder: Path, *options: str, least: float, test: Any,
     reach: dict[str, float] | None = None,
 ) -> list[Figure]:  # fmt: skip
     """Instructions with `--aim cost` on both cores, beside those of the stock files that keep `least`."""
@@ -206,7 +206,7 @@ def _costs(
     good = [folder / "stock" / tool for tool, (_, quality, _) in stock.items() if quality >= least]
     files = [path for path in (folder / "stock").iterdir() if path.with_suffix("") in good]
     for target in convert.TARGETS:
-        made = _convert(*paths, folder / f"cost-{target}", "--aim", "cost", target=target)
+        made = _convert(*paths, folder / f"cost-{target}", "--aim", "cost", *options, target=target)
         theirs = counts(target, files)
         if not theirs:
             return figures
