@@ -53,6 +53,7 @@ class _Writer:
         self._graph = model.graph
         self._taken = taken_names(model.graph)
         self.read = {name for node in model.graph.node for name in node.input} | {v.name for v in model.graph.output}
+        self.made_by = {name: node.op_type for node in model.graph.node for name in node.output}
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def add(self, kind: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
@@ -134,6 +135,9 @@ def _array_feature_extractor(writer: _Writer, node: Any) -> None:
 
 
 def _label_encoder(writer: _Writer, node: Any) -> None:
+    """A lookup by class; numbers that are no key have a default, which a Gather has not."""
+    if writer.made_by.get(node.input[0]) not in ("ArgMax", "ArgMin"):
+        raise _no_standard_form(node, "its input may hold other values than its keys")
     keys, values = attribute_of(node, "keys_int64s", []), attribute_of(node, "values_int64s", [])
     if not keys or list(keys) != list(range(len(keys))) or len(values) != len(keys):
         raise _no_standard_form(node, "it looks up texts, or numbers that do not count from 0")

@@ -82,6 +82,13 @@ def test_network_behind_a_scaler_gives_its_labels_by_lookup(tmp_path):
     )
 
 
+def test_label_of_the_best_class_is_looked_up(tmp_path):
+    """A LabelEncoder behind an ArgMax gets no other numbers than its keys."""
+    encoder = classical("LabelEncoder", ("best",), ("label",), keys_int64s=[0, 1, 2, 3], values_int64s=[7, 5, 3, 1])
+    nodes = [helper.make_node("ArgMax", ["x"], ["best"], axis=1, keepdims=0), encoder]
+    require_equal(saved(tmp_path, nodes, {"label": (TensorProto.INT64, ["n"])}))
+
+
 def test_scores_of_a_zipmap_are_a_tensor(tmp_path):
     """Maps from classes to scores become one number for each class, under the same name."""
     nodes = [
@@ -104,6 +111,7 @@ def test_scores_of_a_zipmap_are_a_tensor(tmp_path):
     [
         (classical("TreeEnsembleRegressor", n_targets=1), "custom operator"),
         (classical("Normalizer", norm="MAX"), "its norm is MAX"),
+        (classical("LabelEncoder", keys_int64s=[0, 1], values_int64s=[5, 6]), "other values than its keys"),
         (
             classical("LinearRegressor", coefficients=TWELVE, targets=3, post_transform="PROBIT"),
             "its post_transform is",
