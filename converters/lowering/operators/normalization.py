@@ -66,6 +66,16 @@ def rms_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     return of(source * tf.math.rsqrt(power + attrs.get("epsilon", EPSILON)) * required(inputs[1]).plain())
 
 
+@lowers("MeanVarianceNormalization")
+def mean_variance_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """(x - mean) / (deviation + 1e-9), by ONNX's definition."""
+    source = required(inputs[0])
+    axes = [source.order[int(axis) % source.rank] for axis in attrs.get("axes") or (0, 2, 3)]
+    centred = source.tensor - tf.reduce_mean(source.tensor, axis=axes, keepdims=True)
+    deviation = tf.sqrt(tf.reduce_mean(tf.square(centred), axis=axes, keepdims=True))
+    return source.with_tensor(centred / (deviation + 1e-9))
+
+
 @lowers("LpNormalization")
 def lp_normalization(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """LpNormalization with p = 1 or 2; a vector of zeros stays so."""

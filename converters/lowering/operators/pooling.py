@@ -88,6 +88,35 @@ def global_max_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     return source.with_tensor(tf.reduce_max(source.tensor, axis=axes, keepdims=True))
 
 
+@lowers("LpPool")
+def lp_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """The p-norm of each window, as the root of a mean of powers; padding is 0."""
+    image, window, extra = _pool(inputs, attrs)
+    if max(window.dilations) > 1 or any(extra):
+        raise CannotLowerError("dilated pooling, or ceil_mode")
+    padded_powers = tf.pad(_powers(image.tensor, attrs), [(0, 0), *window.pads, (0, 0)])
+    means = tf.nn.avg_pool2d(padded_powers, window.kernel, window.strides, "VALID")
+    return image.value(_root(means * float(np.prod(window.kernel)), attrs))
+
+
+@lowers("GlobalLpPool")
+def global_lp_pool(inputs: Inputs, attrs: dict[str, Any]) -> Value:
+    """The p-norm over all places."""
+    source = required(inputs[0])
+    axes = [source.order[axis] for axis in range(2, source.rank)]
+    return source.with_tensor(_root(tf.reduce_sum(_powers(source.tensor, attrs), axis=axes, keepdims=True), attrs))
+
+
+def _powers(tensor: Any, attrs: dict[str, Any]) -> Any:
+    p = int(attrs.get("p", 2))
+    return tf.square(tensor) if p == 2 else tf.abs(tensor) if p == 1 else tf.pow(tf.abs(tensor), float(p))
+
+
+def _root(sums: Any, attrs: dict[str, Any]) -> Any:
+    p = int(attrs.get("p", 2))
+    return tf.sqrt(sums) if p == 2 else sums if p == 1 else tf.pow(sums, 1.0 / p)
+
+
 def _pool_of_volume(inputs: Inputs, attrs: dict[str, Any]) -> tuple[Any, Box]:
     if attrs["outputs"] > 1:
         raise CannotLowerError("the second output (indices)")
