@@ -154,7 +154,7 @@ class Agent:
             link=self._link,
             journal=parts.journal,
             own_key=parts.signer.public_key,
-            director_key=self._director_key,
+            director_key=self._known_director_key,
             events=self._events,
             clock=parts.clock,
         )
@@ -286,7 +286,7 @@ class Agent:
                 profiler=profiler,
                 collector=parts.spool.collector if parts.spool else None,
             ),
-            director_key=self._director_key,
+            director_key=self._fresh_director_key,
             restart=self._restart,
             clock=parts.clock,
         )
@@ -398,9 +398,11 @@ class Agent:
         known = {**self._journal.record.metadata, **self._trust.held}
         return {role: version for role, version in known.items() if role != TIME}
 
-    async def _director_key(self) -> Key:
-        async with self._effects.trust_lock:
-            return await in_thread(self._trust.director_key)
+    async def _known_director_key(self) -> Key:
+        return await self._effects.director_key(fresh=False)
+
+    async def _fresh_director_key(self) -> Key:
+        return await self._effects.director_key(fresh=True)
 
     async def _verify(self, payload: bytes) -> Assignment:
         self._metadata.need(map(publisher_role, hinted_models(payload)))

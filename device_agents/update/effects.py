@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
+from securesystemslib.signer import Key
 from tuf.api.metadata import TargetFile
 
 from device_agents.deployment import (
@@ -255,6 +256,21 @@ class Effects:
         """Fetch newer trusted metadata, and note its versions in the journal. Raises as `TrustClient.refresh`."""
         async with self.trust_lock:
             await self._refresh()
+
+    async def director_key(self, *, fresh: bool) -> Key:
+        """The director's key in the trusted metadata.
+
+        Args:
+            fresh: Fetch newer metadata first. A key that was rotated, because it was stolen for example, is then not
+                believed any more, and its successor is. Else only if none was fetched since the start.
+
+        Raises:
+            EdgekitError: as `refresh`.
+        """
+        async with self.trust_lock:
+            if fresh or self._refreshed == float("-inf"):
+                await self._refresh()
+            return await in_thread(self._trust.director_key)
 
     async def _refresh(self) -> None:
         self._refreshed = float("-inf")

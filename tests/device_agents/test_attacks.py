@@ -92,6 +92,21 @@ def stolen_and_revoked_timestamp_key(desk, old):
     desk.store.blobs[f"{METADATA}timestamp.json"] = stolen.to_bytes()
 
 
+async def test_a_stolen_director_key_gives_no_commands_after_its_rotation(desk, device):
+    """Not even to a device that has got no assignment since; the new key does."""
+    keys = desk._folder / "keys"
+    KeyManager(desk.store, keys).rotate("director")
+    desk.command("self-test")
+    await device.until(lambda: desk.said("event"))
+    await device.until(lambda: b"command-refused" in desk.said("event")[-1])
+    assert b"SignatureError" in desk.said("event")[-1]
+    desk.director = Repository(desk.store, keys).director()
+    desk.command("self-test")
+    await device.until(lambda: desk.said("result"))
+    (result,) = (open_envelope(one, messages.Result, device.signer.public_key) for one in desk.said("result"))
+    assert (result.number, result.ok) == (2, True)
+
+
 LIES = {
     "edited timestamp": (lambda desk, old: edit(desk, f"{METADATA}timestamp.json"), "SignatureError"),
     "edited snapshot": (lambda desk, old: edit(desk, newest(desk, "snapshot")), "SignatureError"),
