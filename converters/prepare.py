@@ -32,7 +32,7 @@ from converters.noise import Noise
 from converters.plan import ConversionPlan
 from converters.progress import StepCallback
 from converters.quality.judging import JudgedOutput, Stratum, classes_of, groups_of
-from converters.quality.metrics import AUC, score
+from converters.quality.metrics import ACCURACY, AUC, score
 from converters.quality.parity import Parity
 from converters.report.report import SplitReport, TaskReport, Value
 from edgekit.bundle.manifest import Task
@@ -208,6 +208,8 @@ def _evidence(
         noise=noise,
         rows=graph.rows_at_once(),
     )
+    judged = [one.fitted_to(evidence.choice_answers, evidence.proof_answers) for one in evidence.judged]
+    evidence = msgspec.structs.replace(evidence, judged=tuple(judged))
     for one in evidence.judged:  # so that labels that do not fit are reported before minutes of work
         _float_value(evidence, one)
     strata = _strata(evidence, task)
@@ -238,7 +240,7 @@ def _strata(evidence: Evidence, task: Task) -> list[Stratum]:
         proof.labels_of(first.name),
         evidence.proof_answers[first.name],
         task.labels,
-        decisions=bool(evidence.decision),
+        decisions=bool(evidence.decision) or first.metric.name == ACCURACY,
     )
     return [*classes, *groups_of(proof.groups)]
 

@@ -13,7 +13,7 @@ from converters.data.samples import Samples
 from converters.data.stateful import answers_to
 from converters.graph.graph import Graph
 from converters.quality.judging import JudgedOutput
-from converters.quality.metrics import Metric, find_metric, score
+from converters.quality.metrics import Metric, find_metric, fitted, score
 from converters.report.report import TestReport
 from edgekit.tensors import Array
 
@@ -44,8 +44,9 @@ def score_float_model(samples: Samples, graph: Graph, evidence: Evidence) -> Tes
     Raises:
         DataError: the labels do not fit the metric.
     """
-    metric = evidence.metric or find_metric(None, samples.labels, decisions=bool(evidence.decision))
     answers = answers_to(graph.run, samples)
+    plain = find_metric(None, samples.labels, decisions=bool(evidence.decision))
+    metric = evidence.metric or fitted(plain, answers[evidence.output])
     labels = JudgedOutput(evidence.output, metric).labels(samples.labels_of(evidence.output), answers)
     value = metric.value(score(metric, answers[evidence.output], labels))
     return TestSet(samples, metric, evidence.output, labels, value, evidence.rows)

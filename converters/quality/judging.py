@@ -19,7 +19,7 @@ from converters.data.streams import stream_means
 from converters.quality.confidence import likely_method
 from converters.quality.drop import ClassDrop, Drop, Judgement, OutputDrop
 from converters.quality.expected_drop import expected_drop
-from converters.quality.metrics import ACCURACY, AGREEMENT, AUC, Metric, drop_of, score, stream_drop
+from converters.quality.metrics import ACCURACY, AGREEMENT, AUC, Metric, drop_of, fitted, score, stream_drop
 from edgekit.errors import DataError
 from edgekit.tensors import Array
 
@@ -29,6 +29,11 @@ class JudgedOutput(msgspec.Struct, frozen=True):
 
     name: str
     metric: Metric
+
+    def fitted_to(self, *answers: Mapping[str, Array]) -> JudgedOutput:
+        """The same output with its metric `fitted` to the float model's answers (N, ...) by output."""
+        together = np.concatenate([part[self.name] for part in answers])
+        return JudgedOutput(self.name, fitted(self.metric, together))
 
     def labels(self, labels: Array | None, answers: Mapping[str, Array]) -> Array:
         """The values (N, ...) that the metric compares with: the labels, or the float model's answers.
@@ -144,14 +149,20 @@ def classes_of(
         labels: Labels (N, ...); None without labels.
         answers: The float model's answers (N, classes).
         names: Names of the classes in order; may be empty.
-        decisions: The output holds one score per class.
+        decisions: The output holds one score per class, or one score for two classes.
     """
     if not decisions or metric.name == AUC or answers.ndim != 2:
         return []
-    own = labels if labels is not None and labels.dtype.kind in "iu" and labels.ndim == 1 else answers.argmax(axis=1)
+    known = labels is not None and labels.dtype.kind in "iu" and labels.ndim == 1
+    count = answers.shape[1]
+    if count == 1:  # one score for two classes
+        if not known:
+            return []
+        count = 2
+    own = labels if known else answers.argmax(axis=1)
     return [
         Stratum(names[index] if index < len(names) else f"class {index}", np.flatnonzero(own == index))
-        for index in range(answers.shape[1])
+        for index in range(count)
     ]
 
 

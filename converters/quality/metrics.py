@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 
@@ -80,6 +81,17 @@ def find_metric(name: str | None, labels: Array | None, *, decisions: bool = Tru
     return Metric(name, _BUILT_IN[name], error=name in ERRORS)
 
 
+def fitted(metric: Metric, answers: Array) -> Metric:
+    """The metric for a model with these answers (N, ...): accuracy of one score per row needs to know what it is.
+
+    Class 1 is decided above 0.5 for probabilities, which are all from 0 to 1, and above 0 for logits.
+    """
+    if metric.name != ACCURACY or answers.size != len(answers) or not len(answers):
+        return metric
+    cut = 0.5 if answers.min() >= 0.0 and answers.max() <= 1.0 else 0.0
+    return msgspec.structs.replace(metric, scores=functools.partial(_accuracy_of_one_score, cut=cut))
+
+
 def score(metric: Metric, outputs: Array, labels: Array) -> Array:
     """Scores (N,) of `outputs` (N, ...).
 
@@ -149,6 +161,15 @@ def _accuracy(outputs: Array, labels: Array) -> Array:
             advice="Number the classes from 0, in the order of the model's scores.",
         )
     return _per_row(np.argmax(outputs, axis=-1) == labels)
+
+
+def _accuracy_of_one_score(outputs: Array, labels: Array, cut: float) -> Array:
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError(
+            f"labels run from {labels.min()} to {labels.max()}, expected 0 and 1: the model has one score per sample",
+            advice="Name the classes 0 and 1, or give --metric mse if the model predicts a number.",
+        )
+    return _per_row((outputs.reshape(len(labels)) > cut) == (labels == 1))
 
 
 def _agreement(outputs: Array, labels: Array) -> Array:

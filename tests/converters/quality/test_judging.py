@@ -86,6 +86,14 @@ def test_class_without_samples_is_the_hardest_and_never_the_worst():
     assert found.worst.drop.n == 100
 
 
+def test_one_score_for_two_classes_has_two_classes():
+    """The labels say the class; without labels one score has none."""
+    labels = np.array([0, 1, 1, 0])
+    strata = classes_of(ACCURACY, labels, np.zeros((4, 1)), ["bad", "good"], decisions=True)
+    assert [(one.name, one.rows.tolist()) for one in strata] == [("bad", [0, 3]), ("good", [1, 2])]
+    assert classes_of(ACCURACY, None, np.zeros((4, 1)), [], decisions=True) == []
+
+
 def test_without_labels_the_class_is_the_float_models_decision():
     """Strata are the float model's decisions; outputs that hold no class scores have none."""
     answers = one_hot(np.array([2, 0, 2]), 3)

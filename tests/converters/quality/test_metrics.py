@@ -3,7 +3,7 @@ import pytest
 
 from converters.quality.confidence import paired_drop, upper_share
 from converters.quality.drop import samples_needed
-from converters.quality.metrics import find_metric, score
+from converters.quality.metrics import find_metric, fitted, score
 from edgekit.errors import DataError, SettingsError
 
 
@@ -73,6 +73,20 @@ def test_labels_beyond_the_classes_are_refused():
     """A label of class 7 in a model of 3 classes is an error and does not score 0."""
     with pytest.raises(DataError, match="labels run from 7 to 7, expected 0 to 2"):
         score(find_metric("accuracy", np.array([7])), np.zeros((1, 3)), np.array([7]))
+
+
+def test_one_score_per_sample_is_a_binary_classifier():
+    """Probabilities are cut at 0.5 and logits at 0, by the float model's answers; other labels are no classes."""
+    labels = np.array([0, 1, 1, 0])
+    plain = find_metric(None, labels)
+    probabilities = fitted(plain, np.array([[0.2], [0.6], [0.4], [0.9]]))
+    assert score(probabilities, np.array([[0.2], [0.6], [0.4], [0.9]]), labels).tolist() == [1, 1, 0, 0]
+    logits = fitted(plain, np.array([-3.0, 0.4, 2.0, -0.1]))
+    assert score(logits, np.array([-3.0, 0.4, 2.0, -0.1]), labels).tolist() == [1, 1, 1, 1]
+    assert fitted(plain, np.zeros((4, 3))) is plain
+    with pytest.raises(DataError, match="labels run from 3 to 90, expected 0 and 1") as caught:
+        score(probabilities, np.zeros((2, 1)), np.array([3, 90]))
+    assert "--metric mse" in caught.value.advice
 
 
 def test_labels_of_another_shape_say_what_to_save():
