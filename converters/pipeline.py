@@ -117,6 +117,7 @@ def run_plan(
         levels = _levels(plan, prepared, context, cache_scope, step)
         pruning = _pruning(plan, prepared, context, step)
         route = evaluate_direct_route(plan.recipe, plan.profiles, prepared.source, context, evidence, cache_scope, step)
+        child.release()  # the source model is not needed any more
         builder = CandidateBuilder(task_context, pool, callbacks, cache_scope)
         references = References.of(prepared.calibration, evidence.choice, evidence.proof)
         shared = _Shared(plan, prepared, context, builder, pruning, levels, route, references)

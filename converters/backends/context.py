@@ -21,6 +21,7 @@ from converters.data.samples import Samples
 from converters.framework_process import TensorFlowProcess
 from converters.graph.graph import Graph, packed, unpacked
 from converters.graph.store import GraphStore
+from converters.machine import return_memory
 from converters.passes.channels.dead_channels import DeadChannels
 from converters.passes.contract import run_pass
 from converters.passes.correct_bias import CorrectBias
@@ -356,6 +357,7 @@ class ConversionContext:
         if digest not in self._lowered:
             path = self.folder / f"to-lower-{digest}.onnx"  # not sent as bytes, which this process would keep meanwhile
             path.write_bytes(graph.to_bytes())
+            return_memory()  # the child needs several times the memory of the weights
             try:
                 made = self.child.call("lower", model=str(path))
             finally:

@@ -58,6 +58,19 @@ def test_a_child_that_needs_too_much_memory_is_ended_and_told():
 
 
 @pytest.mark.heavy
+def test_a_child_that_holds_much_memory_is_ended_when_it_is_not_needed(child, monkeypatch):
+    """The next call starts another one; a child that holds little goes on."""
+    child.call("find_loop", name="tests.converters.training.own_loops:worse")
+    first = child._process.pid
+    child.release()
+    assert child._process.pid == first
+    monkeypatch.setattr(framework_process, "MOST_HELD_BYTES", 1 << 20)
+    child.release()
+    assert child._process is None
+    child.call("find_loop", name="tests.converters.training.own_loops:worse")
+    assert child._process.pid != first
+
+
 def test_an_unexpected_error_is_one_line_and_its_log_is_the_cause():
     """The message has no traceback; the cause, which only --verbose prints, has it."""
     with TensorFlowProcess() as child, pytest.raises(ConversionError) as caught:
