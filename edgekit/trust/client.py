@@ -48,6 +48,7 @@ LIMITS = UpdaterConfig(
 EARLIEST = 1_704_067_200  # 2024-01-01
 CLOCK_SKEW_SECONDS = 86_400  # allowed difference between the clocks of two machines
 TIME = "time"
+WAITS_FOR_CACHE = (0.01, 0.05, 0.2)  # seconds, while another process writes to it
 _ROLES = (Root.type, Timestamp.type, Snapshot.type, Targets.type)
 _BASE = "registry:/"
 
@@ -92,10 +93,7 @@ class TrustClient:
         self._now = now = time.time() if now is None else now
         with _mapped(now):
             self._cache_dir.mkdir(parents=True, exist_ok=True)
-            updater = Updater(str(self._cache_dir), _BASE, fetcher=self._fetcher, config=LIMITS, bootstrap=self._root)
-            # tuf 7 has no public way to set the time; a test checks that this one works.
-            updater._trusted_set.reference_time = datetime.fromtimestamp(now, timezone.utc)
-            updater.refresh()
+            updater = self._updated(now)
         versions = _versions(updater)
         checked = (Root.type,) if self._keys_changed(updater, seen.get(Root.type, versions[Root.type])) else _ROLES
         older = [
@@ -106,6 +104,25 @@ class TrustClient:
         _check_clock(now, max(EARLIEST, seen.get(TIME, 0)), versions[TIME])
         self._updater = updater
         self._note_held()
+
+    def _updated(self, now: float) -> Updater:
+        """An updater with the newest metadata, which are in the cache as well.
+
+        Another process may use the same cache, as two commands at once do. The library replaces a link there in two
+        steps, and fails without harm if the other does so meanwhile.
+        """
+        for wait in WAITS_FOR_CACHE:
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                return self._newest(now)
+            time.sleep(wait)
+        return self._newest(now)
+
+    def _newest(self, now: float) -> Updater:
+        updater = Updater(str(self._cache_dir), _BASE, fetcher=self._fetcher, config=LIMITS, bootstrap=self._root)
+        # tuf 7 has no public way to set the time; a test checks that this one works.
+        updater._trusted_set.reference_time = datetime.fromtimestamp(now, timezone.utc)
+        updater.refresh()
+        return updater
 
     @property
     def held(self) -> dict[str, int]:

@@ -235,6 +235,10 @@ async def test_another_controller_with_another_database_is_named_and_not_outbid_
         for accepted in (10, 20, 30):
             await device.report(assignment=accepted)
             await side.until(lambda accepted=accepted: accepted + 1 in device.versions)
+            # The device reports that it has accepted it; that report must not come after the next one here.
+            await side.until(
+                lambda accepted=accepted: side.state.devices.views(0.0, 90.0)[0].assignment == accepted + 1
+            )
         await device.report(assignment=40)
         await side.until(lambda: side.state.devices.views(0.0, 90.0)[0].assignment == 40)
         await device.report(assignment=40)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from device_agents.assembly.cloud import make_cloud
+from device_agents.assembly.cloud import make_cloud, make_cloud_clients
 from device_agents.assembly.serving import threshold_warnings
 from device_agents.inference.cloud.budget_rules import Budget
+from device_agents.inference.cloud.retry_budget import RetryBudget
 from device_agents.inference.options import CloudOptions, ServiceOptions
 from edgekit.errors import SettingsError
 from edgekit.serving.models.cloud_options import CloudModelOptions
@@ -89,7 +90,7 @@ def test_files_for_tls_need_https_and_belong_together(tmp_path: Path) -> None:
             read(tmp_path, text)
     settings = read(tmp_path, 'cloud_url = "https://127.0.0.1:1"\ncloud_ca = "ca.pem"')
     with pytest.raises(SettingsError, match=r"ca\.pem cannot be used for TLS with the cloud tier"):
-        make_cloud(settings)
+        make_cloud_clients(settings, RetryBudget())
     Pki(tmp_path, names=("device",))
     own = 'cloud_ca = "ca.pem"\ncloud_certificate = "device.pem"\ncloud_key = "device.key"'
     made = make_cloud(read(tmp_path, f'cloud_url = "https://127.0.0.1:1"\n{own}'))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,15 @@ def test_a_publisher_cannot_name_another_model(registry: Registry) -> None:
     assert device.client.find_target(target.path) is None
     assert target.path not in device.client.catalogue()
     assert "2.publisher-digits.json" in device.fetched
+
+
+def test_two_that_share_a_cache_do_not_disturb_each_other(registry: Registry, tmp_path: Path) -> None:
+    """Two commands at once write to one cache; the library replaces a link there in two steps."""
+    clients = [TrustClient(tmp_path / "cache", registry.root, registry.device().fetch) for _ in range(3)]
+
+    def refresh(client: TrustClient) -> None:
+        for _ in range(25):
+            client.refresh()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(refresh, clients)) == [None] * 3
