@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def driver_text(error: Exception) -> str:
-    """What the driver said, in one line: PostgreSQL's messages have several, with tabs."""
+    """The driver's message in one line: PostgreSQL's have several, with tabs."""
     return " ".join(str(getattr(error, "orig", None) or error).split())

@@ -6,6 +6,7 @@ https://onnx.ai/onnx/operators (domain ai.onnx.ml).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,16 +14,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from converters.frontends.onnx.nodes import attribute_of, free_name, taken_names
+from converters.frontends.onnx.nodes import attribute_of, free_name, no_standard_form, taken_names
 from converters.frontends.onnx.repair import repaired
-from converters.graph.graph import label
-from edgekit.errors import UnsupportedOpError
 
 DOMAIN = "ai.onnx.ml"
 ADVICE = (
     "edgekit converts neural networks, and of classical models only linear ones. Where the operator stands behind a "
     "network, cut it off with --cut OUTPUT[,OUTPUT]."
 )
+_no_standard_form = functools.partial(no_standard_form, advice=ADVICE)
 
 
 def rewrite_classical(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -149,15 +149,6 @@ def _require(node: Any, name: str, default: str, known: Sequence[str]) -> str:
     if value not in known:
         raise _no_standard_form(node, f"its {name} is {value}")
     return value
-
-
-def _no_standard_form(node: Any, why: str) -> UnsupportedOpError:
-    return UnsupportedOpError(
-        f"{node.domain}::{node.op_type}",
-        label(node),
-        backend=f"any target: it has no standard form, since {why}",
-        advice=ADVICE,
-    )
 
 
 REWRITERS: dict[str, Callable[[_Writer, Any], None]] = {

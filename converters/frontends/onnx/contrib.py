@@ -6,6 +6,7 @@ ContribOperators.md.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +15,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from converters.frontends.onnx.nodes import attribute_of, free_name, taken_names
+from converters.frontends.onnx.nodes import attribute_of, free_name, no_standard_form, taken_names
 from converters.frontends.onnx.opset import opset_of
 from converters.frontends.onnx.repair import repaired
 from converters.frontends.onnx.shapes import known_shapes
-from converters.graph.graph import label
-from edgekit.errors import UnsupportedOpError
 
 DOMAIN = "com.microsoft"
 # Operators that are the standard ones under another domain, with the first operator set that has them.
@@ -30,6 +29,7 @@ OPTIMIZED_ADVICE = (
     "ONNX Runtime wrote this operator when it optimized the model: give the .onnx file from before, or export the "
     "model again without optimization."
 )
+_no_standard_form = functools.partial(no_standard_form, advice=OPTIMIZED_ADVICE)
 
 
 def rewrite_contrib(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
@@ -240,15 +240,6 @@ def _bias_add(writer: _Writer, node: Any) -> None:
 def _require_one_output(node: Any) -> None:
     if any(node.output[1:]):
         raise _no_standard_form(node, "its mean or variance is used")
-
-
-def _no_standard_form(node: Any, why: str) -> UnsupportedOpError:
-    return UnsupportedOpError(
-        f"{node.domain}::{node.op_type}",
-        label(node),
-        backend=f"any target: it has no standard form, since {why}",
-        advice=OPTIMIZED_ADVICE,
-    )
 
 
 REWRITERS: dict[str, Callable[[_Writer, Any], None]] = {

@@ -7,6 +7,9 @@ from typing import Any
 
 import onnx
 
+from converters.graph.graph import label
+from edgekit.errors import UnsupportedOpError
+
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 
 
@@ -70,6 +73,16 @@ def attribute_of(node: Any, name: str, default: Any) -> Any:
             value = onnx.helper.get_attribute_value(attribute)
             return value.decode() if isinstance(value, bytes) else value
     return default
+
+
+def no_standard_form(node: Any, why: str, *, advice: str) -> UnsupportedOpError:
+    """The error for an operator of another domain that is used in a way which standard operators lack."""
+    return UnsupportedOpError(
+        f"{node.domain}::{node.op_type}",
+        label(node),
+        backend=f"any target: it has no standard form, since {why}",
+        advice=advice,
+    )
 
 
 def drop_unread(graph: Any) -> None:

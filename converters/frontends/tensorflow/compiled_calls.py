@@ -7,6 +7,7 @@ as calls, which tf2onnx does not know; without the mark for XLA, TensorFlow puts
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from converters.machine import scratch_folder
 
 GRAPH = "saved_model.pb"
 COMPILED = "_XlaMustCompile"
+_functions = operator.attrgetter("library.function")  # of a graph
 
 
 @contextlib.contextmanager
@@ -41,8 +43,9 @@ def without_xla(path: str) -> Iterator[str]:
 def _unmarked(data: bytes) -> bytes:
     model = saved_model_pb2.SavedModel.FromString(data)
     for part in model.meta_graphs:
-        nodes = [*part.graph_def.node, *(node for one in part.graph_def.library.function for node in one.node_def)]
-        for marked in (*part.graph_def.library.function, *nodes):
+        functions = _functions(part.graph_def)
+        nodes = [*part.graph_def.node, *(node for one in functions for node in one.node_def)]
+        for marked in (*functions, *nodes):
             marked.attr.pop(COMPILED, None)
     unmarked: bytes = model.SerializeToString()
     return unmarked

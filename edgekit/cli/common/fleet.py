@@ -58,7 +58,7 @@ def control_transport(settings: ControlSettings) -> MqttTransport:
 
 
 def author() -> str:
-    """Who runs this command, as the audit log names them: user and host."""
+    """The user and host that run this command, as the audit log names them."""
     return f"{_user()}@{socket.gethostname()}"
 
 
