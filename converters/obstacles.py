@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from converters.backends import direct_route_fits
 from converters.backends.accelerators import accelerators, require_fit
 from converters.candidates.direct_route import require_targets
+from converters.cost.estimate import RECURRENT
 from converters.framework_process import TensorFlowProcess
 from converters.frontends import Source
 from converters.graph.graph import Graph
@@ -21,33 +22,37 @@ from edgekit.runtimes import LITERT
 def obstacles(plan: ConversionPlan, source: Source, child: TensorFlowProcess) -> Mapping[str, ConversionError]:
     """Why targets cannot run the model, by target; empty where none is found.
 
-    For targets with LiteRT the graph is lowered once, as for the float candidate. Where the source's own converter may
-    do without the lowered file, on a CPU, there is no obstacle. Answers are not compared.
+    For targets with LiteRT the graph is lowered once, as for the float candidate; on a CPU recurrent layers stay loops,
+    which a conversion tries too. Where the source's own converter may do without the lowered file, on a CPU, there is
+    no obstacle. Answers are not compared.
     """
     found: dict[str, ConversionError] = {}
-    lowered: Lowered | ConversionError | None = None
+    lowered: dict[bool, Lowered | ConversionError] = {}
     for profile, runtime in plan.profiles:
         try:
             require_targets([(profile, runtime)], source)
             if runtime != LITERT or (source.direct is not None and direct_route_fits(profile, runtime)):
                 continue
-            lowered = _lowered(source.graph, child) if lowered is None else lowered
-            if isinstance(lowered, ConversionError):
-                raise lowered
-            _require_accelerator(lowered, profile)
+            loops = not profile.accelerator and any(node.op_type in RECURRENT for node in source.graph.nodes)
+            if loops not in lowered:
+                lowered[loops] = _lowered(source.graph, child, loops=loops)
+            file = lowered[loops]
+            if isinstance(file, ConversionError):
+                raise file
+            _require_accelerator(file, profile)
         except ConversionError as error:
             found[profile.name] = error
     return found
 
 
-def _lowered(graph: Graph, child: TensorFlowProcess) -> Lowered | ConversionError:
+def _lowered(graph: Graph, child: TensorFlowProcess, *, loops: bool) -> Lowered | ConversionError:
     """The float file of the canonical graph, or why there is none."""
     try:
         for one in CANONICAL_PASSES:
             if not isinstance(one, RemoveDeadChannels):
                 graph = run_pass(one, graph).graph
         fixed = run_pass(Simplify(), graph.with_batch(1)).graph
-        lowered: Lowered = child.call("lower", model=fixed.to_bytes())
+        lowered: Lowered = child.call("lower", model=fixed.to_bytes(), loops=loops)
         return lowered
     except ConversionError as error:
         return error

@@ -15,8 +15,8 @@ def _node(kind, inputs, outputs, **attributes):
     return helper.make_node(kind, inputs, outputs, name=f"{kind}_{outputs[0]}", **attributes)
 
 
-def gru(seed=0, hidden=12, features=6):
-    """A bidirectional GRU over five steps, with one dense layer on the output of each step."""
+def gru(seed=0, hidden=12, features=6, steps=5):
+    """A bidirectional GRU, with one dense layer on the output of each step."""
     rng = np.random.default_rng(seed)
     weights = {
         "w": rng.normal(0, 0.3, (2, 3 * hidden, features)).astype(np.float32),
@@ -32,7 +32,7 @@ def gru(seed=0, hidden=12, features=6):
         _node("Reshape", ["u", "join"], ["j"]),
         _node("MatMul", ["j", "head"], ["y"]),
     ]
-    return Graph(model_of(nodes, {"x": ["batch", 5, features]}, {"y": ["batch", 5, 3]}, weights))
+    return Graph(model_of(nodes, {"x": ["batch", steps, features]}, {"y": ["batch", steps, 3]}, weights))
 
 
 def detector(seed=0, size=16, classes=3):

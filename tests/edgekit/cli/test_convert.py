@@ -10,7 +10,7 @@ from onnx import helper
 
 from converters.framework_process import TensorFlowProcess
 from edgekit.cli.main import edgekit, run
-from tests.simulators import models
+from tests.simulators import headed_models, models
 from tests.simulators.channel_models import mobile
 from tests.simulators.conv_models import separable
 
@@ -143,6 +143,14 @@ def test_dry_run_names_operators_that_a_target_lacks(call, tmp_path):
     assert status == 1
     assert "is not supported by Edge TPU" in err
     assert "expected integers" not in err
+
+
+def test_dry_run_takes_a_recurrent_layer_that_only_a_loop_can_run(call, tmp_path):
+    """600 steps are too many to unroll; a conversion makes a loop of them, so the dry run must not refuse them."""
+    onnx.save(headed_models.gru(steps=600).model, tmp_path / "gru.onnx")
+    status, out, err = call("convert", tmp_path / "gru.onnx", "--target", "raspberry-pi-4", "--dry-run")
+    assert status == 0, err
+    assert "raspberry-pi-4" in out
 
 
 def test_dry_run_reads_the_model(call, model, tmp_path):
