@@ -71,6 +71,9 @@ class Telling:
             return msgspec.structs.replace(found, data=found.data.replace(content, other))
         return found
 
+    def release(self):
+        self._child.release()
+
 
 # TensorFlow starts and saves six networks: about 10 s.
 @pytest.fixture(scope="module")
