@@ -15,8 +15,9 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any
 
@@ -106,7 +107,7 @@ class TaskPool:
         """Start processes now if `seconds` of tasks will follow: they import libraries while this process works."""
         worthwhile = seconds > 2 * self._costs.start_seconds
         if worthwhile and self._is_default and self._streams and self._cores() > ONE_CORE and self.jobs > 1:
-            self._starting = self._started()(joblib.delayed(self._warm_up)() for _ in range(self.jobs))
+            self._starting = self._sent(joblib.delayed(self._warm_up)() for _ in range(self.jobs))
 
     def at_a_time(self, kind: str, count: int, *, like: str = "") -> int:
         """How many of `count` tasks of a kind should run at a time; 1 means in this process.
@@ -167,7 +168,7 @@ class TaskPool:
         killed = processes_killed_for_memory()
         calls = [joblib.delayed(_run)(work, index, self._task_context, task) for index, task in enumerate(tasks)]
         self._wait_for_start()
-        results = self._started()(calls)
+        results = self._sent(calls)
         try:
             for index, seconds, result in results:
                 self._seconds.setdefault(kind, []).append(seconds)
@@ -206,6 +207,11 @@ class TaskPool:
             for _ in starting or ():
                 pass
 
+    def _sent(self, calls: Iterable[Any]) -> Any:
+        """The results of calls in other processes. Processes that are missing start here."""
+        with _interrupts_held_back():
+            return self._started()(calls)
+
     def _started(self) -> Any:
         if self._parallel is None:
             watched = (
@@ -217,6 +223,24 @@ class TaskPool:
             )
             self._parallel = parallel.__enter__()
         return self._parallel
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block. Processes that start within never get it.
+
+    The whole group of processes gets Ctrl-C, and a process that imports its libraries prints a traceback then; it can
+    ignore the signal by itself only after that. A new process takes over the signals that its parent holds back.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # loky starts it with its first process, and that lets the signal through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ended(kind: str, error: BaseException, killed_before: int) -> ConversionError:

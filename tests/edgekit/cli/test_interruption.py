@@ -84,6 +84,38 @@ def test_interrupted_search_says_what_it_has_and_goes_on_from_there(tmp_path, jo
         assert "raspberry-pi-5: float32" not in again.stderr
 
 
+STARTING = """
+import time, joblib
+from converters.candidates.task_pool import TaskPool
+def sleep(context):
+    time.sleep(60)
+try:
+    with joblib.parallel_config(n_jobs=4), TaskPool(None) as pool:
+        print("starting", flush=True)
+        for _ in pool.run_remote("sleep", sleep, [()] * 4):
+            pass
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.3, 0.6])
+def test_processes_that_are_starting_say_nothing_of_an_interruption(delay):
+    """Ctrl-C reaches them while they import their libraries, when Python would print a traceback."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout.readline() == b"starting\n"
+    while len(group(process.pid)) < 2:
+        time.sleep(0.01)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert out == b"stopped\n"
+    assert b"Traceback" not in err
+    assert b"KeyboardInterrupt" not in err
+
+
 def test_second_interruption_ends_at_once():
     """The second Ctrl-C ends the process, also during the clean-up of the first."""
     script = """
