@@ -8,16 +8,15 @@ import logging
 import ssl
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from device_agents.inference.cloud.endpoints import CloudEndpoint, CloudEndpoints
 from device_agents.inference.cloud.http_client import without_user
+from device_agents.inference.cloud.protection import client_tls, is_readable
 from device_agents.inference.cloud.retry_budget import RetryBudget
 from device_agents.inference.cloud_client import CloudClient
 from device_agents.inference.routing_rules import Reason
 from edgekit.errors import CloudError, SettingsError
 from edgekit.protocols import CloudAnswer
-from edgekit.serving.http.addresses import is_loopback
 from edgekit.settings import AgentSettings
 from edgekit.tensors import Array
 
@@ -108,28 +107,15 @@ def _client(settings: AgentSettings, retries: RetryBudget, url: str) -> CloudCli
 
 def endpoint_hold(settings: AgentSettings, url: str) -> Reason | None:
     """Why an endpoint may never be called: the API key would travel where it can be read; None where it may be."""
-    parts = urlsplit(url)
-    is_open = parts.scheme == "http" and not is_loopback(parts.hostname or "")
-    refused = is_open and settings.cloud_api_key_file and not settings.cloud_unencrypted
+    refused = is_readable(url) and settings.cloud_api_key_file and not settings.cloud_unencrypted
     return Reason.UNENCRYPTED if refused else None
 
 
 def _cloud_tls(settings: AgentSettings) -> ssl.SSLContext | None:
     """For https: the authorities, read once and before requests come, and a certificate; None without https."""
-    authority, certificate, key = settings.cloud_ca, settings.cloud_certificate, settings.cloud_key
     if not any(url.startswith("https://") for url in settings.all_cloud_urls()):
         return None
-    try:
-        context = ssl.create_default_context(cafile=authority)
-        if certificate is not None:
-            context.load_cert_chain(certificate, key, password="")  # a prompt would stop the agent
-    except OSError as error:
-        names = ", ".join(str(path) for path in (authority, certificate, key) if path is not None)
-        raise SettingsError(
-            f"{names} cannot be used for TLS with the cloud tier: {error}",
-            advice="cloud_ca, cloud_certificate and cloud_key name PEM files; the key has no password.",
-        ) from error
-    return context
+    return client_tls(settings.cloud_ca, settings.cloud_certificate, settings.cloud_key)
 
 
 def _read_key(path: Path) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from edgekit.bundle.golden import read_golden
 from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_GOLDEN, VERSION
 from edgekit.certificate.document import ORIGINAL
-from edgekit.cli.calibrate_tier import remote_tier
+from edgekit.cli.calibrate_tier import Access, access_options, remote_tier
 from edgekit.cli.common.console import json_option, needs_extra, note, print_json, print_table, step
 from edgekit.cli.common.native_output import native_output_hidden
 from edgekit.cli.common.numbers import Number
@@ -44,9 +44,7 @@ _SHARE = Number(0.0001, 0.9999)
     help="What the cloud model gets, as the device's setting cloud_inputs says: the edge model's tensors, or the bytes "
     "of the images in --data, which it decodes itself.",
 )
-@click.option(
-    "--api-key-file", type=click.Path(path_type=Path, dir_okay=False), help="File that holds the tier's API key."
-)
+@access_options
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Held-out samples (.npz, .npy, images).")
 @click.option("--unlabeled", type=click.Path(path_type=Path), help="More samples; labels in them are not used.")
 @click.option("--accuracy", type=_SHARE, help="Prove that the pair's accuracy is at least this.")
@@ -68,7 +66,7 @@ def calibrate(
     cloud: str,
     cloud_model: str,
     cloud_inputs: str,
-    api_key_file: Path | None,
+    access: Access,
     data: Path,
     unlabeled: Path | None,
     confidence: float,
@@ -115,9 +113,10 @@ def calibrate(
         if "://" in cloud:
             first = _first_image(data, raw) if raw else _first_golden(edge, manifest)
             name = cloud_model or manifest.name
-            made = remote_tier(cloud, name, api_key_file, manifest, first, original=bool(raw))
+            made = remote_tier(cloud, name, access, manifest, first, original=bool(raw))
             tier = stack.enter_context(made)
         else:
+            access.refuse_without_url(cloud)
             tier = stack.enter_context(_local_tier(Path(cloud), manifest, raw))
         with step("running both models and proving a threshold"):
             folder, result = certify_bundle(edge, tier, promise, data, unlabeled, version, output, raw)

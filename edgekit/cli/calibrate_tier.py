@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
 
 from edgekit.bundle.manifest import SHA256
 from edgekit.bundle.sample_rows import run_bytes, run_samples
 from edgekit.cli.common.cloud_files import read_api_key
 from edgekit.cli.common.console import needs_extra, note
-from edgekit.errors import CloudError, DataError, RefusedError
+from edgekit.errors import CloudError, DataError, RefusedError, SettingsError
 from edgekit.protocols import CloudAnswer
 from edgekit.tensors import Array
 
@@ -29,16 +32,92 @@ TOLD_SECONDS = 2.0
 LONGEST_WAIT_SECONDS = 30.0  # before a further try, also where the tier says more
 
 
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_OPTIONS = (
+    click.option("--api-key-file", type=_FILE, help="File that holds the tier's API key."),
+    click.option("--cloud-ca", type=_FILE, help="PEM file of the authority that signed the tier's certificate."),
+    click.option("--cloud-certificate", type=_FILE, help="PEM file of a client certificate for the tier."),
+    click.option("--cloud-key", type=_FILE, help="PEM file of that certificate's private key."),
+    click.option("--cloud-unencrypted", is_flag=True, help="Let the API key travel over http:// to another host."),
+)
+
+
+class Access(NamedTuple):
+    """How the tier is reached, as the options say; the agent has settings of the same names.
+
+    Attributes:
+        api_key_file: File with the key; None for none.
+        cloud_ca: PEM file of the tier's authority; None for the system's authorities.
+        cloud_certificate, cloud_key: PEM files of a client certificate and its private key; None for none.
+        cloud_unencrypted: Whether the key may travel where it can be read.
+    """
+
+    api_key_file: Path | None
+    cloud_ca: Path | None
+    cloud_certificate: Path | None
+    cloud_key: Path | None
+    cloud_unencrypted: bool
+
+    def refuse_without_url(self, cloud: str) -> None:
+        """Raises UsageError where options are given that a bundle or a file has no use for."""
+        if given := _named(self):
+            raise click.UsageError(f"{given}: given, but --cloud is {cloud!r}, expected the URL of a tier.")
+
+    def client(self, cloud: str, model: str) -> CloudClient:
+        """A client of a tier.
+
+        Raises:
+            SettingsError: the URL or a file cannot be used, or the key would travel where it can be read.
+            UsageError: options do not fit the URL or each other.
+        """
+        from device_agents.inference.cloud.http_client import without_user
+        from device_agents.inference.cloud.protection import client_tls, is_readable
+        from device_agents.inference.cloud_client import CloudClient
+
+        files = self._replace(api_key_file=None, cloud_unencrypted=False)
+        if (self.cloud_certificate is None) != (self.cloud_key is None):
+            raise click.UsageError("--cloud-certificate and --cloud-key belong together: give both, or neither.")
+        is_tls = cloud.lower().startswith("https://")
+        if (given := _named(files)) and not is_tls:
+            raise click.UsageError(f"{given}: given, but --cloud is {cloud!r}, expected https://...")
+        if self.api_key_file is not None and is_readable(cloud) and not self.cloud_unencrypted:
+            raise SettingsError(
+                f"the API key would travel unencrypted to {without_user(cloud)}",
+                advice="Use https://, or give --cloud-unencrypted where nobody else can read what is sent.",
+            )
+        tls = client_tls(self.cloud_ca, self.cloud_certificate, self.cloud_key) if is_tls else None
+        key = read_api_key(self.api_key_file) if self.api_key_file else ""
+        return CloudClient(cloud, model=model, api_key=key, tls=tls)
+
+
+def access_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `Access` to a command, which gets it as ``access``."""
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> Any:
+        access = Access(**{name: values.pop(name) for name in Access._fields})
+        return command(access=access, **values)
+
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def _named(access: Access) -> str:
+    """The options that were given, for a message."""
+    return ", ".join("--" + name.replace("_", "-") for name, value in access._asdict().items() if value)
+
+
 @contextlib.contextmanager
 def remote_tier(
-    cloud: str, model: str, api_key_file: Path | None, manifest: Manifest, first: Mapping[str, Array], *, original: bool
+    cloud: str, model: str, access: Access, manifest: Manifest, first: Mapping[str, Array], *, original: bool
 ) -> Iterator[Tier]:
     """A tier that is asked over the network.
 
     Args:
         cloud: Its URL.
         model: Name of the model there.
-        api_key_file: File with the key; None for none.
+        access: Key, certificates and permissions for it.
         manifest: Of the edge bundle.
         first: The sample that is sent to learn the digest of the model.
         original: True where samples are sent as bytes.
@@ -47,14 +126,13 @@ def remote_tier(
         CloudError: the tier gives no answer, also not after some waiting where it answered before.
         DataError: its model has no such output.
         RefusedError: its digest changes, or is no sha256.
+        SettingsError, UsageError: `access` does not fit the URL.
     """
     from converters.cascade.bundles import BYTES_ROWS, MOST_BYTES, Tier
 
     with needs_extra("agent"):
-        from device_agents.inference.cloud_client import CloudClient
-
-    key = read_api_key(api_key_file) if api_key_file else ""
-    asked = _Asked(CloudClient(cloud, model=model, api_key=key), model, manifest.task.output, original=original)
+        client = access.client(cloud, model)
+    asked = _Asked(client, model, manifest.task.output, original=original)
     inputs = [one.spec for one in manifest.inputs]
     outputs = [one.spec for one in manifest.outputs if one.spec.name == manifest.task.output]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import threading
@@ -14,8 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgekit.cli.main import edgekit
-from edgekit.errors import CloudError, DataError, RefusedError
-from tests.simulators.cascade_models import CLASSES, edge_bundle, samples
+from edgekit.errors import CloudError, DataError, RefusedError, SettingsError
+from edgekit.serving.api.tls import ServerTls
+from edgekit.serving.cloud import CloudModels
+from edgekit.serving.endpoints import Endpoints, open_endpoints
+from tests.simulators.cascade_models import CLASSES, cloud_bundle, edge_bundle, samples
+from tests.simulators.pki import Pki
 
 DIGEST = "ab" * 32
 Answer = tuple[int, dict[str, str], dict[str, object]]
@@ -69,9 +74,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def calibrate(folder: Path, url: str, output: Path) -> Result:
+def calibrate(folder: Path, url: str, output: Path, *more: str) -> Result:
     arguments = ["--edge", str(folder / "edge"), "--cloud", url, "--data", str(folder / "data.npz")]
-    return CliRunner().invoke(edgekit, ["calibrate", *arguments, "--regret", "0.9", "-o", str(output), "--json"])
+    arguments += ["--regret", "0.9", "-o", str(output), "--json", *more]
+    return CliRunner().invoke(edgekit, ["calibrate", *arguments])
 
 
 def test_a_tier_that_is_overloaded_or_restarts_in_the_middle_is_waited_for(folder: Path, tmp_path: Path) -> None:
@@ -125,3 +131,52 @@ def test_a_model_that_changes_meanwhile_is_refused(folder: Path, tmp_path: Path)
     with server(lambda call, rows: scores(rows, digest=DIGEST if call < 7 else "cd" * 32)) as url:
         done = calibrate(folder, url, tmp_path)
     assert "changed while it was asked" in str(done.exception)
+
+
+async def test_a_tier_with_a_private_authority_wants_a_certificate_and_a_key(folder: Path, tmp_path: Path) -> None:
+    """Each of the three alone is refused by the tier or by its client."""
+    pki, key, output = Pki(tmp_path, names=("server", "workstation")), tmp_path / "tier.key", tmp_path / "bundles"
+    key.touch(mode=0o600)
+    key.write_text("a-key-of-the-test\n")
+    bundle = cloud_bundle(tmp_path / "cloud")
+    models = await CloudModels.open(["pair-cloud"], lambda _: (bundle, tmp_path / "cloud"), threads=1)
+    tls = ServerTls(tmp_path / "server.pem", tmp_path / "server.key", pki.ca)
+    addresses = Endpoints(url="127.0.0.1:0")
+    limits = {"max_request_bytes": 2**20, "api_key": "a-key-of-the-test"}
+    name = ("--cloud-model", "pair-cloud")
+    own = ("--cloud-certificate", str(tmp_path / "workstation.pem"), "--cloud-key", str(tmp_path / "workstation.key"))
+    access = (*name, "--cloud-ca", str(pki.ca), *own, "--api-key-file", str(key))
+    async with open_endpoints(models, addresses, tls=tls, **limits) as opened:
+        for lacking, says in (
+            ((*name, *own, "--api-key-file", str(key)), "CERTIFICATE_VERIFY_FAILED"),
+            ((*name, "--cloud-ca", str(pki.ca), "--api-key-file", str(key)), "cannot be reached"),
+            ((*name, "--cloud-ca", str(pki.ca), *own), "401"),
+        ):
+            done = await asyncio.to_thread(calibrate, folder, opened.url, output, *lacking)
+            assert isinstance(done.exception, CloudError), done.output
+            assert says in str(done.exception)
+        done = await asyncio.to_thread(calibrate, folder, opened.url, output, *access)
+    await models.close()
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["certificate"]["bound"]["cloud_model"] == "pair-cloud"
+
+
+def test_files_and_keys_that_do_not_fit_the_url_are_refused(folder: Path, tmp_path: Path) -> None:
+    """A key in plain text over a network, half of a certificate, and options that nothing would read."""
+    (tmp_path / "ca.pem").write_text("no certificate")
+    key, ca = ("--api-key-file", str(tmp_path / "key")), ("--cloud-ca", str(tmp_path / "ca.pem"))
+    tier = "https://192.0.2.1:8700"
+    done = calibrate(folder, "http://192.0.2.1:8700", tmp_path, *key)
+    assert isinstance(done.exception, SettingsError)
+    assert "would travel unencrypted to http://192.0.2.1:8700" in str(done.exception)
+    done = calibrate(folder, tier, tmp_path, *ca)
+    assert isinstance(done.exception, SettingsError)
+    assert "ca.pem cannot be used for TLS" in str(done.exception)
+    for url, more, says in (
+        (tier, ("--cloud-key", "k.pem"), "belong together"),
+        ("http://127.0.0.1:1", ca, "expected https://..."),
+        (str(folder / "edge"), key, "--api-key-file: given, but --cloud is"),
+    ):
+        done = calibrate(folder, url, tmp_path, *more)
+        assert done.exit_code == 2, done.output
+        assert says in done.output
