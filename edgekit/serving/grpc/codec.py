@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from edgekit.errors import DataError
 from edgekit.serving.grpc.messages import message
 from edgekit.serving.oip.codec import MAX_RANK, InferRequest, InferResponse, check_output_parameters, wanted_outputs
+from edgekit.serving.oip.message import refuse_shared_memory
 from edgekit.serving.oip.tensor_data import DATATYPES, bytes_tensor, datatype_of, from_binary, shaped, to_binary
 from edgekit.tensors import Array, DType
 
@@ -53,6 +54,7 @@ def infer_request(received: Any) -> InferRequest:
     for i, tensor in enumerate(received.inputs):
         if tensor.name in inputs:
             raise DataError(f"tensor {tensor.name!r} appears twice")
+        refuse_shared_memory(tensor.name, tensor.parameters)
         inputs[tensor.name] = _tensor(tensor, raw[i] if raw else None)
     outputs: dict[str, bool] = {}
     for output in received.outputs:

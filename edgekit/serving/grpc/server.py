@@ -312,6 +312,8 @@ async def serve_grpc(
         "grpc.max_receive_message_length": service.max_request_bytes + _FRAMING_BYTES,
         "grpc.max_send_message_length": -1,
         "grpc.max_concurrent_streams": MAX_STREAMS,
+        # Else streams that have ended count until their memory is free, and gRPC resets new ones at random.
+        "grpc.http.overload_protection": 0,
         "grpc.max_metadata_size": MAX_METADATA_BYTES,
         "grpc.absolute_max_metadata_size": 2 * MAX_METADATA_BYTES,
         "grpc.max_connection_idle_ms": CONNECTION_IDLE_SECONDS * 1000,

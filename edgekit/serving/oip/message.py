@@ -168,8 +168,7 @@ def binary_size(tensor: Tensor | AnsweredTensor) -> int | None:
     """Size of a tensor's binary data in bytes; None where its elements are in the JSON. Raises DataError."""
     is_absent = isinstance(tensor.data, msgspec.UnsetType) or bytes(tensor.data) == b"null"
     parameters = tensor.parameters if isinstance(tensor.parameters, dict) else {}
-    if "shared_memory_region" in parameters:
-        raise DataError(f"{tensor.name}: shared memory is not served here; send the data in the request")
+    refuse_shared_memory(tensor.name, parameters)
     size = parameters.get("binary_data_size")
     if size is None:
         if is_absent:
@@ -180,6 +179,12 @@ def binary_size(tensor: Tensor | AnsweredTensor) -> int | None:
     if not is_absent:
         raise DataError(f"{tensor.name}: has both data and binary_data_size")
     return size
+
+
+def refuse_shared_memory(name: str, parameters: Collection[str]) -> None:
+    """Raises DataError where the parameters of an input name a region of shared memory."""
+    if "shared_memory_region" in parameters:
+        raise DataError(f"{name}: shared memory is not served here; send the data in the request")
 
 
 def encode(head: dict[str, Any], key: str, tensors: Mapping[str, Array], chosen: Mapping[str, bool]) -> Encoded:

@@ -58,6 +58,12 @@ def infer(value: np.ndarray = X, *, raw: bool = True, name: str = "x", **fields:
     return asked
 
 
+def in_shared_memory(asked: Any) -> None:
+    """Make the input of a request one that lies in shared memory, as Triton's client does."""
+    asked.ClearField("raw_input_contents")
+    asked.inputs[0].parameters["shared_memory_region"].string_param = "region"
+
+
 async def refused(call: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
@@ -185,6 +191,7 @@ def damaged(**fields: Any) -> Callable[[Any], None]:
         (lambda a: a.raw_input_contents.pop(), "fp32_contents has 0 elements"),
         (lambda a: (a.outputs.add(name="y"), a.outputs.add(name="y")), "requested twice"),
         (lambda a: a.outputs.add(name="nope"), "'nope' is unknown"),
+        (in_shared_memory, "x: shared memory is not served here"),
     ],
 )
 async def test_lies_are_invalid_arguments(ask: Client, change: Callable[[Any], None], says: str) -> None:
@@ -367,6 +374,18 @@ async def test_over_the_limit_calls_are_shed() -> None:
         echo.gate.set()
         assert all(found.outputs for found in await asyncio.gather(*running))
         await client.channel.close()
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_more_calls_than_one_connection_may_have_at_once_wait(is_new: bool) -> None:
+    """gRPC reset a part of them by chance (UNAVAILABLE), which hit proxies that share one connection."""
+    async with serve_grpc(GrpcService(Echo(), max_request_bytes=4096), address="127.0.0.1:0") as bound:
+        client = Client(bound.address)
+        if not is_new:
+            await client("ModelInfer", infer())
+        found = await asyncio.gather(*[client("ModelInfer", infer()) for _ in range(1000)], return_exceptions=True)
+        await client.channel.close()
+    assert [one for one in found if isinstance(one, BaseException)] == []
 
 
 async def test_http_and_grpc_are_served_side_by_side(server: Doubler) -> None:
