@@ -20,7 +20,7 @@ from converters.cascade.certifying import (
     share_bound,
 )
 from converters.cascade.scores import area, below_ties, fit_temperature, functions, tied
-from converters.data.repeats import copied, repeated
+from converters.data.repeats import copied, repeated, without_copies
 from converters.data.samples import CALIBRATION_SHARE, CHOICE_SHARE, Samples, row_digests, split_samples
 from edgekit.bundle.manifest import Task
 from edgekit.certificate.document import ACCURACY, KEPT_ACCURACY, REGRET, Bound, Bounded, Certificate
@@ -70,7 +70,8 @@ class Calibration(msgspec.Struct, frozen=True):
         certificate: The certificate.
         tried: The score functions, the chosen one first.
         proof: Measured losses on the samples of the proof.
-        repeated: Samples whose inputs equal those of another one.
+        repeated: Samples whose inputs equal those of another one by chance.
+        copies: Samples that were left out, as copies of another one.
         naive: Threshold that meets the target on these samples and proves nothing; None where there is none.
         loss: Measured loss at the certified threshold.
         limit: Allowed loss.
@@ -83,6 +84,7 @@ class Calibration(msgspec.Struct, frozen=True):
     loss: float
     limit: float
     repeated: int = 0
+    copies: int = 0
 
 
 class Answers(msgspec.Struct, frozen=True):
@@ -154,11 +156,12 @@ def calibrate(
             f"the target {promise.target} needs labels, and the data has none",
             advice="Add class indices as y, or use --regret, which needs none.",
         )
+    given, samples = len(samples), without_copies(samples)
     digests = row_digests(samples)
     if unlabelled is not None:
         _check_apart(digests, row_digests(unlabelled))
     _check_label_form(samples.labels)
-    split = split_samples(samples, together=False)
+    split = split_samples(samples)
     parts = (split.calibration, split.choice, split.proof)
     fitting, choice, proof = (answers(edge, cloud, part, task) for part in parts)
     _check_label_range(samples.labels, fitting.edge.shape[1])
@@ -176,7 +179,7 @@ def calibrate(
     found = curve(proving, goal.target)
     loss = float(found.loss[np.searchsorted(found.threshold, threshold)])
     naive = naive_threshold(proving, goal)
-    return Calibration(certificate, tried, found, naive, loss, goal.limit, repeated(digests))
+    return Calibration(certificate, tried, found, naive, loss, goal.limit, repeated(digests), given - len(samples))
 
 
 def _check_apart(digests: Sequence[bytes], more: Sequence[bytes]) -> None:

@@ -30,7 +30,7 @@ def with_cascade(report: bytes, result: Calibration) -> bytes:
 def cascade(result: Calibration) -> dict[str, Any]:
     """The findings of a calibration, as JSON values.
 
-    ``repeated`` counts samples whose inputs equal those of another one. ``curve`` has at most 100 points of the samples
+    ``repeated`` counts samples whose inputs equal those of another one, ``copies`` those that were left out for it. ``curve`` has at most 100 points of the samples
     of the proof: threshold, share sent, and the mean loss of the target (null where nothing counts); the last point
     sends everything, and its threshold is null.
     """
@@ -43,6 +43,7 @@ def cascade(result: Calibration) -> dict[str, Any]:
         "scores": [{"name": one.function.name, "area": one.area} for one in result.tried],
         "naive": result.naive,
         "repeated": result.repeated,
+        "copies": result.copies,
         "loss": {"measured": result.loss, "limit": result.limit},
         "curve": [
             {"threshold": _number(found.threshold[i]), "sent": float(found.sent[i]), "loss": _number(found.loss[i])}

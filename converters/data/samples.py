@@ -347,23 +347,23 @@ def calibration_share(rows: int, max_drop: float, confidence: float) -> float:
     return max(min(spare, MOST_CALIBRATION, MOST_ROWS / rows), CALIBRATION_SHARE)
 
 
-def split_samples(samples: Samples, calibration: float = CALIBRATION_SHARE, *, together: bool = True) -> Split:
-    """Split data into its three parts by the digest of each row, so that a row is always in the same part.
+def split_samples(samples: Samples, calibration: float = CALIBRATION_SHARE, *, together: bool = False) -> Split:
+    """Split data into its three parts by the digest of each row: the order of the rows does not matter.
 
-    Equal rows have equal digests, so duplicates are in one part. Shares are near `calibration`, 20 % and the rest, and
-    exact where no rows are equal. Streams stay whole (see `split_streams`).
+    Shares are `calibration`, 20 % and the rest. Equal rows are spread over the parts as if they were different: where
+    inputs have few values, each part is a fair sample of them only so. Copies are left out before
+    (`converters.data.repeats`). Streams stay whole, and equal streams in one part (see `split_streams`).
 
     Args:
         samples: The data.
         calibration: Share of the first part.
-        together: False spreads equal rows over the parts as if they were different. Where inputs have few values, each
-            part is a fair sample of them only so.
+        together: Equal rows are in one part, as in bundles of release 0.1.0; shares are then near the wished ones.
 
     Raises:
-        DataError: there are fewer than five different rows, or too few rows in streams.
+        DataError: there are fewer than five rows, or too few rows in streams.
     """
     digests = row_digests(samples)
-    if not together:
+    if samples.stream is None and not together:
         digests = _told_apart(digests)
     if samples.stream is not None:
         digest, rows, streams = split_streams(samples.stream, digests, (calibration, CHOICE_SHARE))
@@ -376,7 +376,7 @@ def split_samples(samples: Samples, calibration: float = CALIBRATION_SHARE, *, t
     parts = [order[:first], order[first:second], order[second:]]
     if not all(len(part) for part in parts):
         raise DataError(
-            f"{len(samples)} rows ({len(set(digests))} different) cannot be split in three, expected at least 5",
+            f"{len(samples)} rows cannot be split in three, expected at least 5 that are no copies of each other",
             advice="Give more samples; 500 with labels can prove a budget of one point at 95 %.",
         )
     # Within a part, rows keep the order of the file, so that people can follow them.

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from converters.compare import bundle_interface
+from converters.data.repeats import without_copies
 from converters.data.samples import Samples, load_samples, split_samples
 from converters.data.stateful import data_inputs
 from converters.graph.interface import sample_spec
@@ -101,9 +102,13 @@ def _proof(samples: Samples, split: Split | None) -> tuple[Samples, str]:
     """The proof rows where these are the conversion's samples; otherwise all of them, with a sentence."""
     if split is None:
         return samples, "the bundle does not say which rows its proof had, so all rows were compared"
-    parts = split_samples(samples, split.calibration / len(samples)) if len(samples) >= split.proof else None
-    if parts is not None and parts.digest == split.digest and len(parts.proof) == split.proof:
-        return parts.proof, ""
+    different = without_copies(samples)
+    for taken, together in ((different, False), (samples, True)):  # as conversions do now, and as release 0.1.0 did
+        if len(taken) < split.proof:
+            continue
+        parts = split_samples(taken, split.calibration / len(taken), together=together)
+        if parts.digest == split.digest and len(parts.proof) == split.proof:
+            return parts.proof, ""
     return samples, "these are not the samples of the conversion, so all rows were compared"
 
 

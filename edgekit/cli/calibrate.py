@@ -180,6 +180,8 @@ def _facts(result: Calibration) -> list[tuple[str, str]]:
         facts.append(("naive choice", f"{share:.1%} sent; it proves nothing"))
     if result.repeated:
         facts.append(("equal samples", f"{result.repeated}; fine where such inputs come again in use, not for copies"))
+    if result.copies:
+        facts.append(("copies", f"{result.copies} samples, left out"))
     bound = one.bound
     facts.append(("holds for", f"edge artifact {bound.edge_model[:12]}, {bound.runtime_version}"))
     facts.append(("", f"cloud model {bound.cloud_model}, digest {bound.cloud_digest[:12]}"))

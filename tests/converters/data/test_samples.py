@@ -155,16 +155,16 @@ def test_calibration_gets_what_a_proof_does_not_need():
     assert sorted(np.concatenate([part.labels for part in parts])) == list(range(100))
 
 
-def test_equal_rows_stay_together():
-    """Duplicate rows are in one part."""
+def test_equal_rows_stay_together_where_that_is_asked():
+    """Duplicate rows are in one part, as in bundles of release 0.1.0."""
     x = np.repeat(images(20), 5, axis=0)
-    split = split_samples(Samples({"image": x}))
+    split = split_samples(Samples({"image": x}), together=True)
     seen = [{row.tobytes() for row in part.inputs["image"]} for part in (split.calibration, split.choice, split.proof)]
     assert len(set.union(*seen)) == sum(len(part) for part in seen) == 20
 
 
 def test_too_few_rows_are_refused():
-    """Three rows that are all the same cannot be split."""
+    """Three rows cannot be split."""
     with pytest.raises(DataError, match="3 rows"):
         split_samples(Samples({"image": np.zeros((3, 4, 4, 1), np.float32)}))
 
