@@ -10,7 +10,7 @@ import onnx
 
 from converters.backends import ConversionContext
 from converters.cache import CacheScope
-from converters.cost.estimate import estimate
+from converters.cost.estimate import channel_block, estimate
 from converters.graph.graph import Graph
 from converters.passes.channels.dead_channels import layer_channels
 from converters.progress import StepCallback, no_step
@@ -286,7 +286,8 @@ class Levels:
         """The level; one without parameters where the graph cannot shrink so far."""
         plain = Recipe(cheapest.precision)
         costs = parameters if aim == "size" else (lambda graph: estimate(graph, profile, plain).value)
-        level = self.pruner.level(share, costs, name)
+        block = 1 if aim == "size" else channel_block(profile, plain)
+        level = self.pruner.level(share, costs, name, block)
         if not level.kept or level.left > share + NEAR:
             return PruningLevel(WHOLE, share, level.left, 0.0, 0.0)
         base = Recipe(prune=CHANNELS, kept=level.kept, share=share, seed=self._seed)

@@ -62,5 +62,16 @@ def removed_after(steps: Sequence[Step], position: float, families: int) -> list
     return removed
 
 
+def whole_blocks(removed: int, width: int, block: int) -> int:
+    """The largest number of channels, at most `removed`, after which a layer of `width` keeps whole blocks.
+
+    Layers of less than two blocks lose `removed`, and so does a layer that keeps less than one.
+    """
+    kept = width - removed
+    if width < 2 * block or kept < block:
+        return removed
+    return width - min(-(-kept // block) * block, width)
+
+
 def _price(one: Point, other: Point) -> float:
     return max(other.divergence - one.divergence, 0.0) / (other.saved - one.saved)

@@ -26,10 +26,12 @@ class Family(msgspec.Struct, frozen=True):
     Attributes:
         layers: Names of these layers, in order of execution.
         units: For each unit that can be removed, the id of its group (U,).
+        width: The channels of each layer, where all have as many and a unit is one channel of each; else 0.
     """
 
     layers: tuple[str, ...]
     units: Array
+    width: int = 0
 
 
 def families_of(channels: Channels) -> list[Family]:
@@ -53,7 +55,9 @@ def families_of(channels: Channels) -> list[Family]:
         units = np.unique(np.concatenate([roots[channels.made[n]] for n in members])).tolist()
         free = np.array([root for root in units if root not in frozen], dtype=np.int64)
         if len(free) >= LEAST_UNITS:
-            families.append(Family(tuple(label(nodes[number]) for number in members), free))
+            made = [roots[channels.made[number]] for number in members]
+            width = len(units) if all(len(one) == len(np.unique(one)) == len(units) for one in made) else 0
+            families.append(Family(tuple(label(nodes[number]) for number in members), free, width))
     return families
 
 

@@ -13,7 +13,7 @@ from converters.graph.graph import Graph
 from converters.passes.channels.groups import Channels, without
 from converters.passes.channels.rules import channels_of
 from converters.passes.stepping import chunks_of
-from converters.pruning.allocation import Point, Step, path, removed_after
+from converters.pruning.allocation import Point, Step, path, removed_after, whole_blocks
 from converters.pruning.families import (
     Family,
     families_of,
@@ -98,24 +98,25 @@ class ChannelPruner:
         """The reason why a layer keeps all its channels, by its name."""
         return frozen_layers(self.channels)
 
-    def level(self, share: float, costs: Costs, name: str) -> Level:
+    def level(self, share: float, costs: Costs, name: str, block: int = 1) -> Level:
         """The level that leaves about `share` of the cost.
 
         Args:
             share: From 0 to 1.
             costs: The cost of a graph, in any unit.
             name: Name of this cost, under which the path is stored.
+            block: Layers keep a multiple of so many channels, where they have at least twice as many.
         """
         with threadpool_limits(1):
             if name not in self._paths:
                 self._paths[name] = path([self._points(number, costs) for number in range(len(self.families))])
             steps = self._paths[name]
             whole, low, high = costs(self.graph), 0.0, float(len(steps))
-            removed = self._removed(steps, high)
+            removed = self._removed(steps, high, block)
             left = costs(without(self.channels, removed)) / whole
             for _ in range(HALVINGS if left < share else 0):
                 middle = (low + high) / 2
-                tried = self._removed(steps, middle)
+                tried = self._removed(steps, middle, block)
                 part = costs(without(self.channels, tried)) / whole
                 if part > share:
                     low = middle
@@ -188,8 +189,10 @@ class ChannelPruner:
     def _removed_of(self, number: int, count: int) -> Array:
         return self._removed_counts([count if index == number else 0 for index in range(len(self.families))])
 
-    def _removed(self, steps: Sequence[Step], position: float) -> Array:
-        return self._removed_counts(removed_after(steps, position, len(self.families)))
+    def _removed(self, steps: Sequence[Step], position: float, block: int) -> Array:
+        counts = removed_after(steps, position, len(self.families))
+        pairs = zip(counts, self.families, strict=True)
+        return self._removed_counts([whole_blocks(count, family.width, block) for count, family in pairs])
 
     def _removed_counts(self, counts: Sequence[int]) -> Array:
         orders = [one.order for one in self._ranking.eliminations]

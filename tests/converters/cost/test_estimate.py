@@ -8,13 +8,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from converters.cost.estimate import estimate, memory_mib
+from converters.cost.estimate import channel_block, estimate, memory_mib
 from converters.cost.overhead import Loop, Overhead
 from converters.graph.graph import Graph
 from converters.passes import CANONICAL_PASSES, Simplify, run_pass
 from edgekit.bundle.recipe import Recipe
 from edgekit.bundle.targets import builtin_targets, find_target, parse_targets
 from tests.simulators import conv_models, dense_models, headed_models
+from tests.simulators.channel_models import Net
 
 CHANNELS, BLOCKS = 64, 4
 
@@ -133,6 +134,25 @@ def test_the_cheapest_by_estimate_is_nearly_the_cheapest_by_count(compare):
                     right += (one < other) == (counted < known)
     assert total > 400
     assert right / total > 0.9
+
+
+@pytest.mark.parametrize(("board", "kind", "block"), [
+    ("raspberry-pi-4", "float32", 8), ("raspberry-pi-4", "int8", 8), ("raspberry-pi-5", "int8", 16),
+    ("coral-edgetpu", "int8", 8),
+])  # fmt: skip
+def test_channels_are_computed_in_blocks(board, kind, block):
+    """A part of a block takes the instructions of the whole (counted: 50 to 56 channels of a float convolution)."""
+    profile, recipe = find_target(board, builtin_targets()), Recipe(kind)
+    assert channel_block(profile, recipe) == block
+    if profile.speed:
+        return
+
+    def cost(width):
+        net = Net(seed=0, size=8)
+        return estimate(net.graph(net.conv("x", width)), profile, recipe).value
+
+    computed = [cost(width) - cost(4 * block) for width in (3 * block + 1, 4 * block)]
+    assert abs(computed[0]) < 0.1 * cost(4 * block) < abs(cost(3 * block) - cost(4 * block))
 
 
 def test_dynamic_depthwise_layers_cost_what_they_cost_in_float(spotter):

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 from converters.graph.graph import Graph
 from converters.options import ConversionOptions
 from converters.passes.channels.rules import channels_of
-from converters.pruning.allocation import Point, path, removed_after
+from converters.pruning.allocation import Point, path, removed_after, whole_blocks
 from converters.pruning.elimination import Reader, eliminate
 from converters.pruning.families import NO_RULE, UNITS_STAY, families_of, frozen_layers, removed_by_names
 from converters.pruning.kept import numbers_by_layer, numbers_of, ranges_text
@@ -201,11 +201,40 @@ def test_layers_teach_by_rows():
         np.testing.assert_allclose(answers[output], graph.run({"x": x})[output])
 
 
+@pytest.mark.parametrize(
+    ("removed", "width", "block", "expected"),
+    [
+        (5, 64, 8, 0),
+        (8, 64, 8, 8),
+        (20, 64, 8, 16),
+        (20, 64, 16, 16),
+        (30, 64, 16, 16),
+        (60, 64, 8, 60),  # less than one block is left
+        (6, 15, 8, 6),  # less than two blocks from the start
+        (1, 59, 8, 0),
+        (4, 59, 8, 3),
+        (7, 64, 1, 7),
+        (7, 0, 8, 7),  # units of several channels
+    ],
+)
+def test_layers_keep_whole_blocks_of_channels(removed, width, block, expected):
+    """A channel that begins a block costs as much as the whole block, so the block stays."""
+    assert whole_blocks(removed, width, block) == expected
+
+
 def test_families_are_what_the_same_layers_make():
     """Layers tied by a sum are one family; each family says which layers it has."""
     net, output = STRUCTURES["residual"]()
     families = families_of(channels_of(net.graph(output)))
     assert [(len(family.layers), len(family.units)) for family in families] == [(2, 8), (1, 6)]
+    assert [family.width for family in families] == [8, 6]
+
+
+def test_units_of_several_channels_have_no_width():
+    """Channels of a grouped convolution go by groups, so blocks of channels mean nothing there."""
+    net, output = STRUCTURES["grouped"]()
+    families = families_of(channels_of(net.graph(output)))
+    assert 0 in [family.width for family in families]
 
 
 def test_wrong_names_are_told():
