@@ -30,9 +30,9 @@ def with_cascade(report: bytes, result: Calibration) -> bytes:
 def cascade(result: Calibration) -> dict[str, Any]:
     """The findings of a calibration, as JSON values.
 
-    ``repeated`` counts samples whose inputs equal those of another one, ``copies`` those that were left out for it. ``curve`` has at most 100 points of the samples
-    of the proof: threshold, share sent, and the mean loss of the target (null where nothing counts); the last point
-    sends everything, and its threshold is null.
+    ``repeated`` counts samples whose inputs equal those of another one, ``copies`` those that were left out for it.
+    ``curve`` has at most 100 points of the samples of the proof: threshold, share sent, and the mean loss of the target
+    (null where nothing counts); the last point sends everything, and its threshold is null.
     """
     certificate, found = result.certificate, result.proof
     at = np.unique(np.linspace(0, len(found.threshold) - 1, _POINTS).astype(int))
