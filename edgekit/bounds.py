@@ -26,7 +26,7 @@ def number_fault(name: str, value: float, low: float, high: float, *, above: boo
     """
     if math.isfinite(value) and low <= value <= high and not (above and value == low):
         return ""
-    expected = f"more than {low:g} and at most {high:g}" if above else f"{low:g} to {high:g}"
+    expected = f"more than {low:.15g} and at most {high:.15g}" if above else f"{low:.15g} to {high:.15g}"
     return (
         f"{name} is {value:g}, expected {expected}"
         if isinstance(value, float)

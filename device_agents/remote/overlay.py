@@ -13,7 +13,8 @@ from device_agents.remote.answer import CommandAnswer
 from device_agents.remote.overlay_rules import FORMAT, OverlayRecord, changed, confirmed, started
 from device_agents.threads import in_thread
 from edgekit.errors import DataError, DiskError, SettingsError
-from edgekit.mqtt.command_arguments import SETTABLE, SetArguments
+from edgekit.mqtt.command_arguments import SetArguments
+from edgekit.mqtt.remote_settings import SETTABLE
 from edgekit.protocols import Disk
 from edgekit.settings import AgentSettings, load_settings
 from edgekit.storage.disk import FolderDisk

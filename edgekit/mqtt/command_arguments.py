@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from edgekit.errors import DataError
+from edgekit.mqtt.remote_settings import check_settable
 from edgekit.mqtt.sample_reasons import HARD, REASONS, SampleReason
 
 SELF_TEST = "self-test"  # run the golden samples of every live model
@@ -18,17 +19,6 @@ RESTART = "restart"  # stop in order and start again
 SET = "set"  # change settings until they are taken back
 COLLECT = "collect"  # keep samples of answers by a rule for a time, or say how many there are
 
-# Settings that `set` may change: intervals, limits and times. None of them concerns trust, keys, addresses, what leaves
-# the device, or the cloud tier.
-SETTABLE = (
-    *("heartbeat_seconds", "telemetry_seconds"),
-    *("threads", "queue_limit", "deadline_ms", "instances", "batch", "run_timeout_seconds", "memory_budget_mib"),
-    *("max_streams", "stream_idle_seconds", "drain_seconds"),
-    *("download_bytes_per_second", "download_urls", "download_budget", "quiet_hours"),
-    *("metered", "metered_deployment_bytes", "max_bundle_bytes"),
-    *("deployment_attempts", "deployment_hours", "step_timeout_seconds", "crash_watch_seconds"),
-    *("probation_seconds", "probation_requests", "probation_max_error_share", "probation_max_latency_ms"),
-)
 MAX_LINES = 500
 MAX_SAMPLES, MAX_COLLECT_SECONDS = 100_000, 31 * 86_400.0
 MAX_VALUE = 200
@@ -67,7 +57,7 @@ class ProfileArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SetArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``set``: values by key of SETTABLE, as text; an empty text takes a value back.
+    """``set``: values by key of `edgekit.mqtt.remote_settings.SETTABLE`, as text; an empty text takes a value back.
 
     Attributes:
         values: The changes.
@@ -113,7 +103,7 @@ def parse_arguments(kind: str, args: Mapping[str, Any]) -> msgspec.Struct:
     """The arguments of a command of a known kind.
 
     Raises:
-        DataError: they do not fit the kind, or name a setting that may not be changed.
+        DataError: they do not fit the kind, or change a setting that, or to a value that, `set` may not.
     """
     try:
         found = msgspec.convert(dict(args), ARGUMENTS[kind])
@@ -122,17 +112,3 @@ def parse_arguments(kind: str, args: Mapping[str, Any]) -> msgspec.Struct:
     if isinstance(found, SetArguments):
         check_settable(found.values)
     return found
-
-
-def check_settable(values: Mapping[str, str]) -> None:
-    """Check the keys of ``set``.
-
-    Raises:
-        DataError: a key may not be set, or there is none.
-    """
-    if not values:
-        raise DataError("set changes nothing: give KEY=VALUE, or KEY= to take a value back")
-    if odd := sorted(set(values) - set(SETTABLE)):
-        raise DataError(
-            f"{', '.join(odd)[:100]} cannot be set remotely", advice=f"Settings that can: {', '.join(SETTABLE)}."
-        )

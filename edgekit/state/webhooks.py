@@ -9,14 +9,15 @@ from __future__ import annotations
 import base64
 import secrets
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import sqlalchemy as sa
 
 from edgekit.bounds import CLOCKS_DIFFER_SECONDS, MAX_ROW
-from edgekit.errors import NotFoundError
+from edgekit.errors import NotFoundError, RefusedError
 from edgekit.state._sql import FleetTable, to_json, untrusted_text
-from edgekit.state.audit import record
+from edgekit.state.audit import record, take_turn
 from edgekit.state.tables import audit, events, webhooks
 
 KINDS = ("rollout", "alarm", "audit")
@@ -105,9 +106,14 @@ class WebhookTable(FleetTable):
 
         Returns:
             The webhook, and the key with which each delivery is signed.
+
+        Raises:
+            RefusedError: there is one with this address, which would get everything twice.
         """
         secret = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
         with self._writing() as connection:
+            take_turn(connection)  # two commands at once would both find none
+            self._check_new(connection, url)
             newest = [
                 connection.execute(sa.select(sa.func.max(column)).where(table.c.fleet == self._fleet)).scalar() or 0
                 for table, column in ((audit, audit.c.number), (events, events.c.id))
@@ -129,6 +135,16 @@ class WebhookTable(FleetTable):
             after = {"url": url, "kinds": list(kinds)}
             record(connection, self._fleet, self._author, "webhook.add", number, now=now, after=after)
         return next(one for one in self.all() if one.id == number), secret
+
+    def _check_new(self, connection: sa.Connection, url: str) -> None:
+        query = sa.select(webhooks).where(webhooks.c.fleet == self._fleet).order_by(webhooks.c.id)
+        for row in connection.execute(query):
+            if _address(row.url) == _address(url):
+                kinds = " and ".join(msgspec.json.decode(row.kinds))
+                raise RefusedError(
+                    f"webhook {row.id} posts {kinds} to {row.url} already; a second one would post everything twice",
+                    advice=f"For other kinds or a new secret, first: edgekit controller webhook remove {row.id}",
+                )
 
     def remove(self, number: int, now: float) -> None:
         """Remove a receiver at `now` (wall clock seconds).
@@ -305,3 +321,10 @@ def _behind() -> sa.Select[tuple[int]]:
 
 
 _BEHIND = _behind()  # built at import: building a statement takes longer than running it
+
+
+def _address(url: str) -> tuple[str, str, int, str, str]:
+    """What two spellings of one address have in common: the case of the host and the usual port do not count."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.scheme, parts.hostname or "", port, parts.path or "/", parts.query

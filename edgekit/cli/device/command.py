@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-import msgspec
 
 from edgekit.cli.common.console import control_settings, dry_run_option, json_option, note, print_json
 from edgekit.cli.common.fleet import fleet_state, registry_reader
@@ -23,13 +22,12 @@ from edgekit.mqtt.command_arguments import (
     MAX_SAMPLES,
     PROFILE,
     SET,
-    check_settable,
     parse_arguments,
 )
+from edgekit.mqtt.remote_settings import check_settable
 from edgekit.mqtt.sample_reasons import REASONS
 from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.progress import count_of_devices
-from edgekit.settings import AgentSettings
 
 if TYPE_CHECKING:
     from edgekit.settings import ControlSettings
@@ -182,19 +180,7 @@ def _changes(words: tuple[str, ...]) -> dict[str, str]:
         check_settable(changes)
     except DataError as error:
         raise click.UsageError(f"{error}. {error.advice}".rstrip()) from error
-    for key, value in changes.items():
-        _check_value(key, value)
     return changes
-
-
-def _check_value(key: str, value: str) -> None:
-    """Check the value of a setting as devices do, so that a typing error is not sent to a whole fleet."""
-    kind = next(one.type for one in msgspec.structs.fields(AgentSettings) if one.name == key)
-    try:
-        if value:  # an empty one takes the value back
-            msgspec.convert(value, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise click.UsageError(f"{key} cannot be {value!r}: {error}.") from error
 
 
 def _given(**options: Any) -> dict[str, Any]:

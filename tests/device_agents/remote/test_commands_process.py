@@ -96,12 +96,12 @@ async def test_a_fleet_can_look_measure_set_and_restart(tmp_path: Path) -> None:
         assert not (agent.folder / "state" / "profiling").exists(), "nothing stays"
 
         assert not (await ask(side, "set", values={"threads": "0"})).ok
-        changed = await ask(side, "set", values={"threads": "2", "heartbeat_seconds": "0.2"})
+        changed = await ask(side, "set", values={"threads": "2", "heartbeat_seconds": "1.5"})
         assert changed.ok, changed.message
         await ready_again(agent)
         assert agent._process.pid == process
         assert (await ask(side, "self-test")).ok
-        assert (await check(agent))["remote settings"] == "heartbeat_seconds = 0.2, threads = 2"
+        assert (await check(agent))["remote settings"] == "heartbeat_seconds = 1.5, threads = 2"
 
         assert (await ask(side, "set", values={"threads": "", "heartbeat_seconds": ""})).ok
         await ready_again(agent)

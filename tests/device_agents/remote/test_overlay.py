@@ -12,7 +12,8 @@ from device_agents.assembly.control import agent_options
 from device_agents.remote.overlay import OVERLAY_NAME, Overlay, RemoteSettings, load_agent_settings, with_values
 from device_agents.remote.overlay_rules import OverlayRecord, changed, confirmed, started
 from edgekit.errors import SettingsError
-from edgekit.mqtt.command_arguments import SETTABLE, SetArguments
+from edgekit.mqtt.command_arguments import SetArguments
+from edgekit.mqtt.remote_settings import SETTABLE
 from edgekit.settings import AgentSettings
 from edgekit.storage.disk import FolderDisk
 

@@ -116,6 +116,8 @@ def test_webhooks_are_made_listed_served_and_removed(shell: Shell) -> None:
         out, err = shell(f"edgekit controller webhook add {server.url} --kind audit")
         assert out.startswith("whsec_")
         assert "webhook 1 is told of audit" in err
+        _, err = shell(f"edgekit controller webhook add {server.url} --kind alarm", expect=3)
+        assert "webhook 1 posts audit to" in err
         shell("edgekit device enroll pi-1 --target raspberry-pi-4")
         (waiting,) = shell.json("edgekit controller webhook list --json")
         assert (waiting["pending"], waiting["kinds"]) == (1, ["audit"])

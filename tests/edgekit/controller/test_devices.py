@@ -307,7 +307,8 @@ async def test_a_command_that_the_broker_cannot_carry_fails_alone(tmp_path):
         await side.until(lambda: view(side, "pi-1").online and view(side, "pi-2").online)
         side.broker.packet_limit = 700
         now = side.clock.wall()
-        values = dict.fromkeys(("threads", "queue_limit", "deadline_ms", "instances"), "1" * 190)
+        keys = ("heartbeat_seconds", "telemetry_seconds", "deadline_ms", "probation_seconds")
+        values = dict.fromkeys(keys, "9." + "0" * 188)
         big = side.state.commands.add("pi-1", "set", now=now, expires=now + 60, args={"values": values})
         small = side.state.commands.add("pi-2", "self-test", now=now, expires=now + 60)
         await side.until(lambda: side.state.commands.get("pi-2", small.number).state == "done")

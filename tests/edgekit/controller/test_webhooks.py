@@ -14,7 +14,7 @@ import pytest
 from edgekit.clock import SystemClock
 from edgekit.controller.posting import check_receiver, post
 from edgekit.controller.webhooks import LEASE_SECONDS, WebhookService, retry_seconds, signed_headers
-from edgekit.errors import NotFoundError, SettingsError, UnavailableError
+from edgekit.errors import NotFoundError, RefusedError, SettingsError, UnavailableError
 from edgekit.mqtt.messages import Event
 from edgekit.rollout.cohort import Device
 from edgekit.rollout.plan import RolloutPlan, parse_waves
@@ -90,6 +90,27 @@ async def test_decisions_and_alarms_arrive_signed_and_once(state: FleetState) ->
         assert headers["webhook-signature"] == f"v1,{expected}"
         assert headers["webhook-id"] == notice["id"]
     assert [one.pending for one in state.webhooks.all()] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "same"),
+    [
+        ("https://a.example/x", "https://a.example/x", True),
+        ("https://a.example/x", "HTTPS://A.example:443/x", True),
+        ("http://a.example", "http://a.example:80/", True),
+        ("https://a.example/x", "https://a.example/y", False),
+        ("https://a.example/x?to=1", "https://a.example/x?to=2", False),
+        ("http://a.example/x", "http://a.example:8080/x", False),
+    ],
+)
+def test_one_address_is_one_receiver(state: FleetState, url: str, other: str, same: bool) -> None:
+    """A second webhook of the same address would post everything twice; removed ones do not count."""
+    first, _ = state.webhooks.add(url, ("alarm",), 1.0)
+    if same:
+        with pytest.raises(RefusedError, match="webhook 1 posts alarm to"):
+            state.webhooks.add(other, ("rollout",), 2.0)
+        state.webhooks.remove(first.id, 3.0)
+    assert state.webhooks.add(other, ("rollout",), 4.0)[0].url == other
 
 
 async def test_a_clock_that_was_ahead_delays_no_webhook(state: FleetState) -> None:

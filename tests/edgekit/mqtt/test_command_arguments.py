@@ -10,13 +10,13 @@ import pytest
 from edgekit.errors import DataError
 from edgekit.mqtt.command_arguments import (
     ARGUMENTS,
-    SETTABLE,
     LogsArguments,
     NoArguments,
     ProfileArguments,
     SetArguments,
     parse_arguments,
 )
+from edgekit.mqtt.remote_settings import SETTABLE
 from edgekit.settings import AgentSettings
 
 BUNDLE = {"model": "m", "version": "1.0.0", "target": "t", "digest": "0" * 64}
@@ -73,3 +73,31 @@ def test_no_settable_key_concerns_trust_or_privacy() -> None:
     assert [name for name in SETTABLE for word in words if word in name] == []
     assert set(SETTABLE) <= set(AgentSettings.__struct_fields__)
     assert "set" in ARGUMENTS
+
+
+def number_keys() -> list[str]:
+    kinds = {field.name: field.default for field in msgspec.structs.fields(AgentSettings)}
+    return [key for key in SETTABLE if type(kinds[key]) in (int, float)]
+
+
+@pytest.mark.parametrize("key", number_keys())
+@pytest.mark.parametrize("text", ["1e999", "nan", "-1", "9" * 40, "1e18", str(2**53)])
+def test_no_number_can_be_set_to_an_absurd_value(key: str, text: str) -> None:
+    """A whole fleet that reports once in thirty years, or refuses every bundle, is one typing error away."""
+    with pytest.raises(DataError, match=key):
+        parse_arguments("set", {"values": {key: text}})
+
+
+def test_the_error_has_the_range_and_its_reason() -> None:
+    """All faults at once; 0 is no limit only where it is one."""
+    values = {"heartbeat_seconds": "1e9", "max_bundle_bytes": "0", "quiet_hours": "soon", "memory_budget_mib": "1"}
+    with pytest.raises(DataError) as caught:
+        parse_arguments("set", {"values": values})
+    for words in (
+        "heartbeat_seconds is 1e+09, expected 1 to 86400 (more often",
+        "max_bundle_bytes cannot be '0'",
+        "quiet hours are 'soon'",
+        "memory_budget_mib is 1, expected 16 to 1048576, or 0 for no limit (below it, no model fits)",
+    ):
+        assert words in str(caught.value)
+    assert parse_arguments("set", {"values": {"memory_budget_mib": "0", "heartbeat_seconds": ""}})
