@@ -39,7 +39,7 @@ def answer(shell: Shell, device: str, number: int, *, ok: bool = True, message: 
         ("pi-1 set threads", "not of the form KEY=VALUE"),
         ("pi-1 set =2", "not of the form KEY=VALUE"),
         ("pi-1 set metered=maybe", "metered cannot be 'maybe': Expected `bool`"),
-        ("pi-1 set threads=2 heartbeat_seconds=inf", "heartbeat_seconds cannot be 'inf'"),
+        ("pi-1 set threads=2 heartbeat_seconds=inf", "heartbeat_seconds is inf, expected 1 to 86400"),
         ("pi-1 set cloud_url=http://x", "cannot be set remotely"),
         ("pi-1 profile digits", "needs a model and its version"),
         ("pi-1 logs now", "takes no words"),

@@ -76,8 +76,19 @@ def test_no_settable_key_concerns_trust_or_privacy() -> None:
 
 
 def number_keys() -> list[str]:
-    kinds = {field.name: field.default for field in msgspec.structs.fields(AgentSettings)}
-    return [key for key in SETTABLE if type(kinds[key]) in (int, float)]
+    return [key for key, allowed in SETTABLE.items() if allowed.kind in (int, float)]
+
+
+@pytest.mark.parametrize("key", SETTABLE)
+def test_settings_take_whatever_a_command_may_give_them(key: str) -> None:
+    """The types and ranges of both sides agree: no accepted value is one that the agent cannot start with."""
+    kind = next(one.type for one in msgspec.structs.fields(AgentSettings) if one.name == key)
+    allowed = SETTABLE[key]
+    texts = {bool: ["true", "false"], str: ["08:00-09:00"]}.get(allowed.kind, [])
+    texts = texts or [f"{int(n) if n == int(n) else n}" for n in (allowed.low, allowed.high)]
+    for text in texts + (["0"] if allowed.zero else []):
+        parse_arguments("set", {"values": {key: text}})
+        msgspec.convert(text, kind, strict=False)
 
 
 @pytest.mark.parametrize("key", number_keys())
@@ -95,7 +106,7 @@ def test_the_error_has_the_range_and_its_reason() -> None:
         parse_arguments("set", {"values": values})
     for words in (
         "heartbeat_seconds is 1e+09, expected 1 to 86400 (more often",
-        "max_bundle_bytes cannot be '0'",
+        "max_bundle_bytes is 0, expected 4096 to 1099511627776 (below",
         "quiet hours are 'soon'",
         "memory_budget_mib is 1, expected 16 to 1048576, or 0 for no limit (below it, no model fits)",
     ):
