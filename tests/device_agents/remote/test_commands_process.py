@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.errors import DataError
 from edgekit.mqtt.broker import start_broker
 from edgekit.registry import publish
 from edgekit.rollout.cohort import Device
@@ -95,7 +96,8 @@ async def test_a_fleet_can_look_measure_set_and_restart(tmp_path: Path) -> None:
         assert (other.ok, "VerificationError" in other.message) == (False, True)
         assert not (agent.folder / "state" / "profiling").exists(), "nothing stays"
 
-        assert not (await ask(side, "set", values={"threads": "0"})).ok
+        with pytest.raises(DataError, match="threads is 0"):  # it is not even sent
+            await ask(side, "set", values={"threads": "0"})
         changed = await ask(side, "set", values={"threads": "2", "heartbeat_seconds": "1.5"})
         assert changed.ok, changed.message
         await ready_again(agent)
