@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,6 +11,8 @@ from msgspec import Meta
 
 from edgekit.bounds import MAX_INTEGER, MAX_SECONDS
 from edgekit.bundle.manifest import NAME_PATTERN, VERSION
+from edgekit.controller.administration import NewCode, Removed, new_code, remove_device
+from edgekit.controller.commanding import CommandRequest, Plan, plan_commands, send
 from edgekit.controller.planning import Planned, plan_rollout, standing_entries, with_chosen
 from edgekit.errors import SettingsError
 from edgekit.filters import parse_filter
@@ -23,7 +26,7 @@ from edgekit.rollout.document import RolloutDocument, document
 from edgekit.rollout.gates import MAX_GATES, parse_gate
 from edgekit.rollout.plan import DEFAULT_WAVES, MAX_SHADOW, RolloutPlan, parse_waves
 from edgekit.rollout.values import RolloutEvent
-from edgekit.state import Alarm, DeviceView, FleetPause, FleetState
+from edgekit.state import Alarm, DeviceView, FleetPause, FleetState, SavedGroup, StoredCommand
 from edgekit.state.fleet.detail import DeviceDetail, describe_device
 from edgekit.state.overview import Overview
 from edgekit.state.rollout.uninstall import Uninstall
@@ -121,6 +124,15 @@ class StandingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     targets: Annotated[list[Name], Meta(max_length=100)] = []
     labels: Annotated[dict[Text, Text], Meta(max_length=100)] = {}
     per_hour: Annotated[float, Meta(ge=0, le=MAX_PER_HOUR)] = 0.0
+
+
+class SavedFilter(msgspec.Struct, frozen=True):
+    """A saved group: its filter, how many devices it has now, and the group that it replaced."""
+
+    name: str
+    filter: str
+    devices: int
+    before: SavedGroup | None
 
 
 class Operations:
@@ -266,6 +278,57 @@ class Operations:
         self.state.devices.get(name)
         return self.state.alarms.end(name, model, kind, reason, self.now)
 
+    def commands(
+        self, name: str = "", *, kind: str | None = None, number: int | None = None, limit: int = 50
+    ) -> list[StoredCommand]:
+        """The newest commands, of all devices or of one; with `number` that one of the device.
+
+        Raises:
+            NotFoundError: no such device is enrolled, or it has no such command.
+            SettingsError: there is a number without a device.
+        """
+        if name:
+            self.state.devices.get(name)
+        elif number is not None:
+            raise SettingsError("a number counts the commands of one device: name it")
+        return self.state.commands.latest(name or None, kind=kind, number=number, limit=limit)
+
+    def send_command(self, name: str, request: CommandRequest) -> StoredCommand:
+        """Send a command to one device. Raises as `plan_commands` of the module commanding."""
+        now = self.now
+        return send(self.state, plan_commands(self.state, request, name, now, self._digests), now, request.lasts)[0]
+
+    def plan_commands(self, request: CommandRequest, text: str, targets: list[str], labels: dict[str, str]) -> Plan:
+        """What a command to all devices of a selection would send.
+
+        Raises:
+            SettingsError: nothing is selected by, or the filter cannot be read.
+        """
+        cohort = self.cohort(text, targets, labels)
+        if not cohort.text:
+            raise SettingsError("select devices by filter, targets or labels", advice="For all that are there: online")
+        return plan_commands(self.state, request, cohort, self.now, self._digests)
+
+    def send_commands(
+        self, request: CommandRequest, text: str, targets: list[str], labels: dict[str, str]
+    ) -> list[StoredCommand]:
+        """Send a command to all devices of a selection. Raises as `plan_commands`."""
+        return send(self.state, self.plan_commands(request, text, targets, labels), self.now, request.lasts)
+
+    def save_group(self, name: str, text: str) -> SavedFilter:
+        """Save a filter as a group. Raises SettingsError if its name or its filter is not valid."""
+        before = self.state.groups.save(name, text, self.now)
+        count = self.state.devices.count(self.now, self.state.offline_after_seconds, self.cohort(f"group({name})"))
+        return SavedFilter(name, text, count, before)
+
+    def remove(self, name: str) -> Removed:
+        """Remove a device. Raises NotFoundError if it is not enrolled."""
+        return remove_device(self.state, name, self.now)
+
+    def make_code(self, quota: int, hours: float, name: str, target: str, labels: dict[str, str]) -> NewCode:
+        """Make an enrollment code. Arguments and errors as `new_code`."""
+        return new_code(self.state, self.now, quota=quota, hours=hours, name=name, target=target, labels=labels)
+
     def pause(self, paused: bool, reason: str = "") -> FleetPause:
         """Pause or resume the fleet. Raises RefusedError if it is so already."""
         return self.state.pause.set(paused, self.now, reason=reason)
@@ -294,6 +357,11 @@ class Operations:
             per_hour=request.per_hour,
         )
         return made.summary
+
+    def _digests(self, model: str, version: str, targets: Collection[str]) -> Mapping[str, str]:
+        with self._registry_lock:
+            self._reader.refresh()
+            return {target: self._reader.resolve(model, target, version).entry.sha256 for target in targets}
 
     def _planned(self, request: RolloutRequest) -> tuple[Planned, dict[str, Entry], Cohort]:
         plan, cohort = request.plan, self.cohort(request.filter, request.targets, request.labels)

@@ -22,8 +22,8 @@ TOKEN_BYTES = 32
 class Role(str, enum.Enum):
     """The permissions of an operator; each role includes those of the one before.
 
-    VIEWER: read. OPERATOR: also start and steer rollouts, and change standing assignments. ADMIN: also see who has a
-    token.
+    VIEWER: read. OPERATOR: also start and steer rollouts, send commands, and change standing assignments. ADMIN: also
+    remove devices, make enrollment codes, and see who has a token.
     """
 
     VIEWER = "viewer"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -20,9 +19,6 @@ from edgekit.cli.common.console import (
 from edgekit.cli.common.fleet import fleet_state, parse_labels
 from edgekit.errors import SettingsError
 from edgekit.settings.device_files import KEY_FILE, SETTINGS_FILE
-
-if TYPE_CHECKING:
-    from edgekit.state import FleetState
 
 
 @click.command()
@@ -45,19 +41,15 @@ def remove(name: str, dry_run: bool, as_json: bool) -> None:
         if dry_run:
             note(f"would remove {name} ({found.target}) from fleet {settings.fleet}")
             return
-        now = time.time()
-        state.lifecycle.remove(name, now)
-        certified = _has_certificate(state, name, now)
+        with needs_extra("controller"):
+            from edgekit.controller.administration import remove_device
+        removed = remove_device(state, name, time.time())
     if as_json:
-        print_json({"device": name, "fleet": settings.fleet, "removed": True})
+        print_json(removed)
         return
     note(f"{name} is removed from fleet {settings.fleet}; its messages are refused from now on")
-    if certified:
+    if removed.certified:
         note(f"the broker still accepts its certificate: edgekit ca revoke {name} -o broker/revoked.crl")
-
-
-def _has_certificate(state: FleetState, name: str, now: float) -> bool:
-    return any(not one.revoked and one.expires > now for one in state.certificates.all(name))
 
 
 @click.command()
@@ -85,6 +77,7 @@ def rekey(name: str, public_key: Path | None, folder: Path | None, dry_run: bool
     """
     settings = control_settings()
     with needs_extra("controller"):
+        from edgekit.controller.administration import has_certificate
         from edgekit.trust.keys import generate_key, load_public, public_path
     own = (folder or Path("devices") / name) / KEY_FILE
     if public_key is None and own.exists():
@@ -109,7 +102,7 @@ def rekey(name: str, public_key: Path | None, folder: Path | None, dry_run: bool
                 own.unlink(missing_ok=True)
                 public_path(own).unlink(missing_ok=True)
             raise
-        certified = _has_certificate(state, name, time.time())
+        certified = has_certificate(state, name, time.time())
     if as_json:
         print_json({"device": name, "fleet": settings.fleet, "key": None if public_key else own})
         return

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 
 import click
 
-from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table, usage
+from edgekit.cli.common.console import control_settings, json_option, needs_extra, note, print_json, print_table, usage
 from edgekit.cli.common.fleet import fleet_state, parse_labels
 from edgekit.cli.common.numbers import Number, Whole
 from edgekit.cli.rollout.text import time_text
-from edgekit.identity.join import SECRET_BYTES, StoredCode, check_limits, make_code
+from edgekit.identity.join import StoredCode, check_limits
 
 
 @click.command()
@@ -51,23 +50,23 @@ def code(
             found = state.certificates.codes(now) if revoke is None else [state.certificates.revoke_code(revoke, now)]
         _print_codes(found, revoked=revoke is not None, as_json=as_json)
         return
+    with needs_extra("controller"):
+        from edgekit.controller.administration import new_code
     with usage():
         parsed = parse_labels(labels)
         check_limits(now + hours * 3600, quota, now)
-    text, made = make_code(settings.fleet, secrets.token_bytes(SECRET_BYTES + 5))
-    stored = StoredCode(made.token, made.key, now + hours * 3600, quota, name, target, parsed)
     with fleet_state(settings) as state:
-        state.certificates.add_code(stored, now)
+        made = new_code(state, now, quota=quota, hours=hours, name=name, target=target, labels=parsed)
     from edgekit.identity.authority import CERTIFICATE_FILE
 
     if not (settings.keys / CERTIFICATE_FILE).exists():
         note(f"there is no {CERTIFICATE_FILE} in {settings.keys}: codes are answered by a controller that has the")
         note("authority's key; make one with: edgekit ca init")
     if as_json:
-        print_json({"code": text, "token": made.token, "expires": stored.expires, "quota": quota})
+        print_json(made)
         return
-    click.echo(text)
-    note(f"for {quota} device{'' if quota == 1 else 's'} until {time_text(stored.expires)}; it is not shown again")
+    click.echo(made.code)
+    note(f"for {quota} device{'' if quota == 1 else 's'} until {time_text(made.expires)}; it is not shown again")
 
 
 def _print_codes(codes: list[StoredCode], *, revoked: bool, as_json: bool) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from edgekit.cli.common.console import control_settings, dry_run_option, json_option, note, print_json
+from edgekit.cli.common.console import control_settings, dry_run_option, json_option, needs_extra, note, print_json
 from edgekit.cli.common.fleet import fleet_state, registry_reader
 from edgekit.cli.common.numbers import SHARE, Seconds, Whole
 from edgekit.cli.common.selection import parse_cohort, selection_options, with_groups
 from edgekit.cli.device.results import await_answers, report_answers
-from edgekit.errors import DataError, RefusedError
+from edgekit.errors import DataError
 from edgekit.mqtt.command_arguments import (
     COLLECT,
     COMMAND_KINDS,
@@ -22,7 +22,6 @@ from edgekit.mqtt.command_arguments import (
     MAX_SAMPLES,
     PROFILE,
     SET,
-    parse_arguments,
 )
 from edgekit.mqtt.remote_settings import check_settable
 from edgekit.mqtt.sample_reasons import REASONS
@@ -30,11 +29,12 @@ from edgekit.rollout.cohort import Cohort
 from edgekit.rollout.progress import count_of_devices
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from edgekit.controller.commanding import Digests, Plan
     from edgekit.settings import ControlSettings
-    from edgekit.state import DeviceView, FleetState
 
 _FIELDS = {"during": "seconds"}  # options that are not called as the argument of their command
-EXPIRES_SECONDS, PROFILE_EXPIRES_SECONDS = 60.0, 600.0
 
 
 class Words(NamedTuple):
@@ -71,7 +71,7 @@ class Words(NamedTuple):
     "--expires",
     type=Seconds(1, 86_400),
     metavar="SECONDS",
-    help=f"Time in which devices may begin [default: {EXPIRES_SECONDS:g}; profile: {PROFILE_EXPIRES_SECONDS:g}].",
+    help="Time in which devices may begin [default: 60; profile: 600].",
 )
 @click.option("--wait", is_flag=True, help="Wait for the answers; exit 1 if one fails or does not come.")
 @dry_run_option
@@ -128,28 +128,30 @@ def command(
         no_restart=no_restart or None,
     )
     _check_options(asked.kind, options)
-    expires = expires or (PROFILE_EXPIRES_SECONDS if asked.kind == PROFILE else EXPIRES_SECONDS)
     settings = control_settings()
+    with needs_extra("controller"):
+        from edgekit.controller.commanding import CommandRequest, plan_commands, send
+    request = CommandRequest(kind=asked.kind, args=_arguments(asked, options), expires_seconds=expires)
     with fleet_state(settings) as state:
-        devices = _devices(state, settings, asked.name, cohort)
-        args = _arguments(asked, settings, devices, options)
-        if dry_run:
-            _print_plan(asked.kind, devices, args, as_json=as_json)
-            return
         now = time.time()
-        sent = [
-            state.commands.add(one.device, asked.kind, args=args[one.target], now=now, expires=now + expires)
-            for one in devices
-        ]
+        to = asked.name or with_groups(state, cohort)
+        plan = plan_commands(state, request, to, now, _digests(settings))
+        if plan.held:
+            shown, others = ", ".join(plan.held[:10]), " and others" if plan.held[10:] else ""
+            note(f"{len(plan.held)} in quarantine get no commands: {shown}{others}")
+        if dry_run:
+            _print_plan(plan, as_json=as_json)
+            return
+        sent = send(state, plan, now, request.lasts)
         answers = await_answers(state, sent) if wait else sent
     if as_json:
         print_json(answers[0] if asked.name else answers)
     elif not wait:
         whom = f"number {sent[0].number} will be sent to {asked.name} if it is" if asked.name else ""
         whom = whom or f"is sent to {len(sent)} that are"
-        note(f"{asked.kind} {whom} online within {expires:g} s; see: edgekit device results")
+        note(f"{asked.kind} {whom} online within {request.lasts:g} s; see: edgekit device results")
     if wait:
-        report_answers(answers, expires, as_json=as_json, alone=bool(asked.name))
+        report_answers(answers, request.lasts, as_json=as_json, alone=bool(asked.name))
 
 
 def _words(words: tuple[str, ...], cohort: Cohort) -> Words:
@@ -195,53 +197,27 @@ def _check_options(kind: str, given: dict[str, Any]) -> None:
             raise click.UsageError(f"--{option} belongs to {owner}, not to {kind}.")
 
 
-def _print_plan(kind: str, devices: list[DeviceView], args: dict[str, dict[str, Any]], *, as_json: bool) -> None:
+def _print_plan(plan: Plan, *, as_json: bool) -> None:
     if as_json:
-        plan = [{"device": one.device, "online": one.online, "kind": kind, "args": args[one.target]} for one in devices]
-        print_json(plan)
+        print_json(plan.commands)
         return
-    note(f"{kind} would be sent to {count_of_devices(len(devices))}: {', '.join(one.device for one in devices)}")
-    if away := [one.device for one in devices if not one.online]:
+    names = ", ".join(one.device for one in plan.commands)
+    note(f"{plan.commands[0].kind} would be sent to {count_of_devices(len(plan.commands))}: {names}")
+    if away := [one.device for one in plan.commands if not one.online]:
         note(f"offline now, so they get it only if they come back in time: {', '.join(away)}")
 
 
-def _devices(state: FleetState, settings: ControlSettings, name: str, cohort: Cohort) -> list[DeviceView]:
-    cohort = with_groups(state, cohort)
-    views = state.devices.views(time.time(), settings.offline_after_seconds, name or None, cohort=cohort)
-    if not views and name:
-        state.devices.get(name)  # raises, with the names that are there
-    if not views:
-        raise state.nobody(cohort)
-    if name:
-        state.commands.check_served(name)
-        return views
-    served = [view for view in views if not view.quarantine]
-    held = [view.device for view in views if view.quarantine]
-    if not served:
-        raise RefusedError("every selected device is in quarantine", advice="See: edgekit device list")
-    if held:
-        note(f"{len(held)} in quarantine get no commands: {', '.join(held[:10])}{' and others' if held[10:] else ''}")
-    return served
-
-
-def _arguments(
-    asked: Words, settings: ControlSettings, devices: list[DeviceView], options: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """The arguments of the command by target profile: a profiled bundle differs between targets."""
-    targets = sorted({one.target for one in devices})
-    given = {_FIELDS.get(name, name): value for name, value in options.items() if name != "no_restart"}
+def _arguments(asked: Words, options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the command, as the options and words give them."""
     if asked.kind == SET:
-        given = {"values": _changes(asked.rest), "restart": "no_restart" not in options}
-    if given.get("share") and "reasons" not in given:
-        given["reasons"] = []  # devices take all reasons where none are named, and their answers are no fair sample
-    if asked.kind != PROFILE:
-        parse_arguments(asked.kind, given)
-        return dict.fromkeys(targets, given)
-    model, version = asked.rest
-    with registry_reader(settings) as reader:
-        found = {target: reader.resolve(model, target, version) for target in targets}
-    bundle = {"model": model, "version": version}
-    return {
-        target: {**bundle, "target": target, "digest": release.entry.sha256, **given}
-        for target, release in found.items()
-    }
+        return {"values": _changes(asked.rest), "restart": "no_restart" not in options}
+    given = {_FIELDS.get(name, name): value for name, value in options.items()}
+    return {"model": asked.rest[0], "version": asked.rest[1], **given} if asked.kind == PROFILE else given
+
+
+def _digests(settings: ControlSettings) -> Digests:
+    def find(model: str, version: str, targets: Collection[str]) -> dict[str, str]:
+        with registry_reader(settings) as reader:
+            return {target: reader.resolve(model, target, version).entry.sha256 for target in targets}
+
+    return find

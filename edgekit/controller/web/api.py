@@ -14,7 +14,8 @@ from starlette.routing import Route
 
 from edgekit.controller.operations import Operations
 from edgekit.controller.web.access import Visitor
-from edgekit.controller.web.endpoints import ENDPOINTS, PREFIX, Call, Endpoint, ErrorDocument
+from edgekit.controller.web.endpoint import PREFIX, Call, Endpoint, ErrorDocument
+from edgekit.controller.web.endpoints import ENDPOINTS
 from edgekit.controller.web.openapi import openapi
 from edgekit.controller.web.requests import AccessError, Door, TooLongError, read_body
 from edgekit.errors import (

@@ -17,7 +17,9 @@ from starlette.types import ASGIApp
 from edgekit import __version__
 from edgekit.controller.operations import Operations
 from edgekit.controller.web.api import api_routes
-from edgekit.controller.web.endpoints import ENDPOINTS, PREFIX
+from edgekit.controller.web.device_pages import device_routes
+from edgekit.controller.web.endpoint import PREFIX
+from edgekit.controller.web.endpoints import ENDPOINTS
 from edgekit.controller.web.metrics import (
     CONTROLLER_METRICS,
     DATABASE,
@@ -103,6 +105,7 @@ def make_app(
         site.route("/metrics", metrics),
         *api_routes(operations, door, __version__),
         *page_routes(site),
+        *device_routes(site),
         *rollout_routes(site, stopping),
         Mount("/static", StaticFiles(directory=FOLDER / "static"), name="static"),
     ]

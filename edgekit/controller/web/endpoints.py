@@ -2,53 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from edgekit.bounds import MAX_ROW
-from edgekit.bundle.manifest import NAME_PATTERN
-from edgekit.controller.operations import DevicePage, Name, Operations, RolloutRequest, StandingRequest, Text
+from edgekit.controller.operations import DevicePage, Name, RolloutRequest, SavedFilter, StandingRequest, Text
 from edgekit.controller.planning import Planned
+from edgekit.controller.web.admin_endpoints import ADMINISTRATION
+from edgekit.controller.web.command_endpoints import COMMANDS
+from edgekit.controller.web.endpoint import (
+    Call,
+    Endpoint,
+    Label,
+    Limit,
+    LimitQuery,
+    NameOrNone,
+    NamePath,
+    Nothing,
+    Number,
+    NumberPath,
+    Offset,
+    Reason,
+)
 from edgekit.registry import CatalogueEntry
 from edgekit.rollout.document import RolloutDocument, page_document
 from edgekit.rollout.gate_watch import gate_views
 from edgekit.rollout.values import Aborted, Approved, Cancelled, Forced, Paused, Resumed, Retried
-from edgekit.state import Alarm, AuditEntry, FleetPause, Operator, SavedGroup, StoredEvent
+from edgekit.state import Alarm, AuditEntry, FleetPause, SavedGroup, StoredEvent
 from edgekit.state.fleet.alarms import MAX_REASON
 from edgekit.state.fleet.detail import DeviceDetail
 from edgekit.state.fleet.drift import MAX_KIND
 from edgekit.state.operators import Role
 from edgekit.state.overview import Overview
 from edgekit.state.rollout.uninstall import Uninstall
-from edgekit.state.tables import MAX_VALUE
-
-PREFIX = "/api/v1"
-
-NameOrNone = Annotated[str, Meta(pattern=f"^({NAME_PATTERN.pattern})?$")]
-Number = Annotated[int, Meta(ge=1, le=MAX_ROW)]
-Limit = Annotated[int, Meta(ge=1, le=1000)]
-Offset = Annotated[int, Meta(ge=0, le=MAX_ROW)]
-Label = Annotated[str, Meta(min_length=1, max_length=MAX_VALUE, pattern="^[^\\u0000]+$")]
-Reason = Annotated[str, Meta(min_length=1, max_length=500, pattern="^[^\\u0000]*$")]
-
-
-class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """No parameters."""
-
-
-class NamePath(msgspec.Struct, frozen=True):
-    """A name in the path."""
-
-    name: Name
-
-
-class NumberPath(msgspec.Struct, frozen=True):
-    """A number in the path."""
-
-    number: Number
 
 
 class DeviceQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,12 +53,6 @@ class EventQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: NameOrNone = ""
     alarms: bool = False
     before: Number | None = None
-    limit: Limit = 100
-
-
-class LimitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How many."""
-
     limit: Limit = 100
 
 
@@ -150,6 +131,13 @@ class UninstallBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dry_run: bool = False
 
 
+class GroupBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A group to save: its name, and the filter that it stands for."""
+
+    name: Name
+    filter: Annotated[Text, Meta(min_length=1)]
+
+
 class CancelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which device leaves a rollout."""
 
@@ -160,49 +148,6 @@ class FleetPauseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why the fleet is paused."""
 
     reason: Reason = ""
-
-
-class ErrorDocument(msgspec.Struct, frozen=True):
-    """Every answer with a status of 400 or more: the error, and what to do about it."""
-
-    error: str
-    advice: str = ""
-
-
-class Call(NamedTuple):
-    """One request that has passed all checks: the operator's operations, and the decoded parts."""
-
-    operations: Operations
-    path: Any
-    query: Any
-    body: Any
-
-
-class Endpoint(NamedTuple):
-    """One endpoint.
-
-    Attributes:
-        method, path: The path is below PREFIX; ``{name}`` and ``{number}`` are fields of `parameters`.
-        operation: Its operationId.
-        summary: One line for people.
-        answer: Type of the answer.
-        handle: Makes the answer; may block.
-        role: The least role that may call it.
-        parameters, query, body: Structs of the path, of the query, and of the JSON body; None for no body.
-        status: Status of its success.
-    """
-
-    method: str
-    path: str
-    operation: str
-    summary: str
-    answer: Any
-    handle: Callable[[Call], Any]
-    role: Role = Role.VIEWER
-    parameters: type[msgspec.Struct] = Nothing
-    query: type[msgspec.Struct] = Nothing
-    body: type[msgspec.Struct] | None = None
-    status: int = 200
 
 
 def _devices(call: Call) -> DevicePage:
@@ -274,6 +219,12 @@ ENDPOINTS = (
              parameters=NamePath, body=ModelBody),
     Endpoint("POST", "/uninstall", "uninstallSelected", "Take a model off all devices that a filter selects.",
              list[Uninstall], _uninstall, role=Role.OPERATOR, body=UninstallBody),
+    Endpoint("POST", "/groups", "saveGroup", "Save a filter as a group; one of this name is replaced.", SavedFilter,
+             lambda call: call.operations.save_group(call.body.name, call.body.filter), role=Role.OPERATOR,
+             body=GroupBody),
+    Endpoint("DELETE", "/groups/{name}", "removeGroup", "Remove a group; rollouts that used it keep its filter.",
+             SavedGroup, lambda call: call.operations.state.groups.remove(call.path.name, call.operations.now),
+             role=Role.OPERATOR, parameters=NamePath),
     Endpoint("GET", "/groups", "listGroups", "The saved groups.", list[SavedGroup],
              lambda call: call.operations.state.groups.all()),
     Endpoint("GET", "/events", "listEvents", "Events of devices, the newest first.", list[StoredEvent], _events,
@@ -334,6 +285,6 @@ ENDPOINTS = (
              status=201),
     Endpoint("DELETE", "/standing/{number}", "removeStanding", "Remove a standing assignment; devices keep what they "
              "have.", dict[str, Any], _remove_standing, role=Role.OPERATOR, parameters=NumberPath),
-    Endpoint("GET", "/operators", "listOperators", "Who has a token, and its role.", list[Operator],
-             lambda call: call.operations.state.operators.all(), role=Role.ADMIN),
+    *COMMANDS,
+    *ADMINISTRATION,
 )  # fmt: skip

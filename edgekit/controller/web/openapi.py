@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from edgekit.controller.web.endpoints import PREFIX, Endpoint, ErrorDocument
+from edgekit.controller.web.endpoint import PREFIX, Endpoint, ErrorDocument
 from edgekit.state.operators import Role
 
 _REF = "#/components/schemas/{name}"

@@ -1,10 +1,10 @@
-"""The pages for reading: fleet, devices, one device, releases, alarms, audit log, login, and the API's description."""
+"""The pages for reading: fleet, devices, releases, alarms, audit log, login, and the API's description."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl
 
 import jinja2
 import msgspec
@@ -16,17 +16,8 @@ from starlette.routing import Route
 from edgekit.controller.operations import Operations
 from edgekit.controller.web.access import Visitor, origin_fault
 from edgekit.controller.web.api import acting, status_of
-from edgekit.controller.web.charts import hour_charts
-from edgekit.controller.web.endpoints import (
-    AuditQuery,
-    DeviceQuery,
-    EndAlarmsBody,
-    FleetPauseBody,
-    Limit,
-    ModelBody,
-    NamePath,
-    Number,
-)
+from edgekit.controller.web.endpoint import Limit, Number
+from edgekit.controller.web.endpoints import AuditQuery, DeviceQuery, FleetPauseBody
 from edgekit.controller.web.requests import COOKIE, AccessError, Door, read_body
 from edgekit.controller.web.sessions import SESSION_SECONDS
 from edgekit.errors import AuthorError, EdgekitError, SettingsError
@@ -35,9 +26,7 @@ from edgekit.state.operators import Role
 RECENT_ROLLOUTS = 5
 DEVICES_PER_PAGE = 50
 ENTRIES_PER_PAGE = 100
-HISTORY = 100
 MAX_FIELDS = 100
-CHART_SECONDS = 2 * 86_400.0
 TITLES = {400: "Not valid", 401: "Log in first", 403: "Not allowed", 404: "Not found", 409: "Refused", 503: "Try again"}
 
 Handler = Callable[["Visit"], Response]
@@ -159,9 +148,6 @@ def page_routes(site: PageSite) -> list[Route]:
         site.route("/fleet/pause", _pause_fleet, role=Role.OPERATOR, method="POST"),
         site.route("/fleet/resume", _resume_fleet, role=Role.OPERATOR, method="POST"),
         site.route("/devices", _devices),
-        site.route("/devices/{name}", _device),
-        site.route("/devices/{name}/uninstall", _uninstall, role=Role.OPERATOR, method="POST"),
-        site.route("/devices/{name}/alarms/end", _end_alarms, role=Role.OPERATOR, method="POST"),
         site.route("/releases", _releases),
         site.route("/alarms", _alarms),
         site.route("/audit", _audit),
@@ -208,42 +194,6 @@ def _devices(visit: Visit) -> Response:
     if not page.total and query.filter:
         values["nearest"] = state.groups.nearest(visit.operations.cohort(query.filter))
     return visit.page("devices.html", "Devices", fault="", **{**values, "page": page})
-
-
-def _device(visit: Visit) -> Response:
-    name = converted(dict(visit.request.path_params), NamePath).name
-    detail = visit.operations.device(name, HISTORY)
-    view = detail.reported
-    names = sorted({*view.models, *view.outcomes, *detail.assigned.entries})
-    counters = view.telemetry.get("counters")
-    now = visit.operations.now
-    return visit.page(
-        "device.html",
-        "Devices",
-        view=view,
-        assigned=detail.assigned,
-        events=detail.events,
-        names=names,
-        may_operate=visit.visitor.may(Role.OPERATOR),
-        counters=counters if isinstance(counters, dict) else {},
-        day=detail.telemetry,
-        alarms=detail.alarms,
-        charts=hour_charts(visit.operations.hours(name, CHART_SECONDS), now - CHART_SECONDS, now),
-    )
-
-
-def _uninstall(visit: Visit) -> Response:
-    name = converted(dict(visit.request.path_params), NamePath).name
-    model = converted({"model": visit.form.get("model", "")}, ModelBody).model
-    visit.operations.uninstall(model, [name])
-    return RedirectResponse(f"/devices/{quote(name)}", 303)
-
-
-def _end_alarms(visit: Visit) -> Response:
-    name = converted(dict(visit.request.path_params), NamePath).name
-    body = converted({key: visit.form.get(key, "") for key in ("model", "kind", "reason")}, EndAlarmsBody)
-    visit.operations.end_alarms(name, body.model, body.kind, body.reason)
-    return RedirectResponse("/alarms" if visit.form.get("here") == "alarms" else f"/devices/{quote(name)}", 303)
 
 
 def _releases(visit: Visit) -> Response:

@@ -15,7 +15,8 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from edgekit.controller.operations import DEFAULTS, RolloutRequest
-from edgekit.controller.web.endpoints import AbortBody, NameOrNone, NumberPath, PageQuery, PauseBody
+from edgekit.controller.web.endpoint import NameOrNone, NumberPath
+from edgekit.controller.web.endpoints import AbortBody, PageQuery, PauseBody
 from edgekit.controller.web.pages import PageSite, Visit, converted
 from edgekit.errors import AuthorError, EdgekitError
 from edgekit.registry import CatalogueEntry

@@ -8,7 +8,8 @@ import time
 import msgspec
 import pytest
 
-from edgekit.controller.web.endpoints import ENDPOINTS, PREFIX
+from edgekit.controller.web.endpoint import PREFIX
+from edgekit.controller.web.endpoints import ENDPOINTS
 from edgekit.rollout.document import document
 from edgekit.rollout.values import Aborted
 from tests.simulators.web_client import Client
