@@ -14,7 +14,7 @@ import msgspec
 from securesystemslib.signer import CryptoSigner
 
 from device_agents.control.events import EventSender
-from device_agents.control.renewal_rules import is_due
+from device_agents.control.renewal_rules import is_aged, is_due, rest_seconds
 from device_agents.control.requests import RequestClient
 from device_agents.threads import in_thread
 from edgekit.errors import DataError, DiskError, EdgekitError
@@ -56,7 +56,7 @@ class CertificateRenewal:
         requests: Sends the request.
         signer: The device's private key, which signs the request.
         events: Sends an event when the certificate was renewed, or could not be.
-        clock: Wall time.
+        clock: Wall time, which may be wrong, and monotonic time.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class CertificateRenewal:
         self._device, self._fleet, self._parts = device, fleet, parts
         self._requests, self._signer, self._events, self._clock = requests, signer, events, clock
         self._failed = ""
+        self._rests_until = float("-inf")  # monotonic seconds
 
     async def run(self) -> None:
         """Look at the certificate at an interval, until cancelled."""
@@ -89,8 +90,11 @@ class CertificateRenewal:
             await asyncio.sleep(self._parts.check_seconds)
 
     def _due(self) -> bool:
+        if self._clock.monotonic() < self._rests_until:
+            return False
         begin, end = expiry_of(_read(self._parts.certificate))
-        return is_due(begin, end, self._clock.wall())
+        now = self._clock.wall()
+        return is_due(begin, end, now) or is_aged(begin, end, now - _written(self._parts.certificate))
 
     async def _renew(self) -> None:
         key = generate_tls_key()
@@ -103,14 +107,18 @@ class CertificateRenewal:
             certificate, _ = _PAIR.decode(await self._requests.certificate(sign))
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise DataError(f"the controller's answer is no certificate: {error}") from error
-        _, end = expiry_of(certificate)
+        begin, end = expiry_of(certificate)
         pair = self._parts.certificate, self._parts.key
         fresh = await in_thread(write_new, *pair, certificate, private_pem(key))
         await self._parts.probe(*fresh)
         await in_thread(settle_pair, *pair, fresh)
         self._parts.adopt()
         log.info("the certificate was renewed; the new one has connected")
-        self._events.send("certificate-renewed", "", "", "the new certificate has connected", {"expires": end})
+        message = "the new certificate has connected"
+        if rest := rest_seconds(begin, end, self._clock.wall()):
+            self._rests_until = self._clock.monotonic() + rest
+            message += "; by this device's clock it is due again already, so this clock is ahead: set it"
+        self._events.send("certificate-renewed", "", "", message, {"expires": end})
 
 
 def write_new(certificate: Path, key: Path, pem: bytes, private: bytes) -> tuple[Path, Path]:
@@ -165,6 +173,13 @@ def fits(certificate: Path, key: Path) -> bool:
 
 def _new(path: Path) -> Path:
     return path.with_name(path.name + NEW_SUFFIX)
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError as error:
+        raise DiskError(f"the certificate {path} cannot be read: {error.strerror or error}") from error
 
 
 def _read(path: Path) -> bytes:

@@ -403,7 +403,7 @@ def _ended(rollout: Rollout, effects: tuple[Effect, ...], now: float, more_at: f
     if not _wave_succeeded(rollout, rollout.wave):
         share = rollout.plan.success_threshold
         reason = f"wave {rollout.wave + 1} ended with less than {share:.0%} of its devices succeeded"
-        if not _judged(rollout, rollout.wave):
+        if not wave_judged(rollout, rollout.wave):
             reason = f"wave {rollout.wave + 1} reached no device: all have waited for too long"
         stopped = _stop(rollout, reason, now)
         return RolloutStep(stopped.state, (*effects, *stopped.effects))
@@ -440,10 +440,10 @@ def _soaks_until(rollout: Rollout, wave: int) -> float:
     """Until when a wave is watched, in wall clock seconds: its time begins with the last success that it needed."""
     if not rollout.plan.soak_seconds:
         return 0.0
-    judged = _judged(rollout, wave)
+    judged = wave_judged(rollout, wave)
     succeeded = sorted(p.at for p in judged if p.state is DeviceState.SUCCEEDED)
-    needed = succeeded[: _needed(rollout, len(judged))]
-    return max(needed, default=0.0) + rollout.plan.soak_seconds
+    counted = succeeded[: needed(rollout, len(judged))]
+    return max(counted, default=0.0) + rollout.plan.soak_seconds
 
 
 def _too_many_failures(rollout: Rollout) -> str:
@@ -459,7 +459,7 @@ def _too_many_failures(rollout: Rollout) -> str:
     )
 
 
-def _judged(rollout: Rollout, wave: int) -> list[DeviceProgress]:
+def wave_judged(rollout: Rollout, wave: int) -> list[DeviceProgress]:
     """The devices of a wave whose success counts: not those that were not reached, or whose failure is accepted."""
     unjudged = (*UNASSIGNED, *OUTSIDE, DeviceState.NOT_REACHED)
     return [p for p in rollout.devices.values() if p.wave == wave and p.state not in unjudged and not p.excused]
@@ -471,7 +471,7 @@ def _wave_succeeded(rollout: Rollout, wave: int) -> bool:
     With a threshold of 0 no success is needed, but each device must have an outcome. A wave that reached nobody has
     shown nothing; only the last one may end so, where an earlier wave has succeeded.
     """
-    judged = _judged(rollout, wave)
+    judged = wave_judged(rollout, wave)
     if not judged:
         unreached = [p for p in rollout.devices.values() if p.state is DeviceState.NOT_REACHED and p.wave == wave]
         last = wave == len(rollout.plan.waves) - 1
@@ -480,9 +480,9 @@ def _wave_succeeded(rollout: Rollout, wave: int) -> bool:
     if not rollout.plan.success_threshold:
         return not any(p.state in IN_FLIGHT for p in judged)
     succeeded = sum(progress.state is DeviceState.SUCCEEDED for progress in judged)
-    return succeeded >= _needed(rollout, len(judged))
+    return succeeded >= needed(rollout, len(judged))
 
 
-def _needed(rollout: Rollout, judged: int) -> int:
+def needed(rollout: Rollout, judged: int) -> int:
     """How many of a wave's devices must succeed before the next wave."""
     return max(1, math.ceil(rollout.plan.success_threshold * judged - 1e-9))

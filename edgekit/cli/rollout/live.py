@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from edgekit.cli.common.console import printable
 from edgekit.cli.rollout.text import counts_of, device_text, time_text
 from edgekit.rollout.gate_watch import gate_views
+from edgekit.rollout.holding import holding_text
 from edgekit.rollout.progress import duration, gate_text, seconds_left, wave_progress
 from edgekit.rollout.values import IN_FLIGHT, DeviceProgress, DeviceState, Rollout
 
@@ -13,13 +16,13 @@ NEEDS_A_LOOK = (DeviceState.FAILED, DeviceState.WAITING, DeviceState.NOT_REACHED
 BLOCKS, ASCII = "█▒·", "#=."  # succeeded, has the assignment, has not
 
 
-def live_lines(rollout: Rollout, now: float, *, height: int, signs: str = BLOCKS) -> list[str]:
+def live_lines(rollout: Rollout, now: float, *, height: int, width: int = 80, signs: str = BLOCKS) -> list[str]:
     """The rollout in at most `height` lines, whatever the number of its devices.
 
     Args:
         rollout: The rollout with its devices.
         now: Wall clock seconds.
-        height: Lines of the terminal.
+        height, width: Lines and columns of the terminal.
         signs: What bars are made of.
     """
     decision = rollout.decision
@@ -32,12 +35,14 @@ def live_lines(rollout: Rollout, now: float, *, height: int, signs: str = BLOCKS
         lines.append(f"unreadable: {printable(rollout.fault)}")
     lines += _wave_lines(rollout, signs)
     lines.append(counts_of(rollout))
+    if holding := holding_text(rollout, now):
+        lines += textwrap.wrap(printable(holding), max(20, width - 1))
     lines += [gate_text(view) for view in gate_views(rollout)]
     found = [(name, one) for name, one in sorted(rollout.devices.items()) if _needs_a_look(one)]
     room = max(1, height - len(lines) - 2)
-    width = max((len(name) for name, _ in found[:room]), default=0)
+    column = max((len(name) for name, _ in found[:room]), default=0)
     for name, progress in found[:room]:
-        lines.append(f"  {name:<{width}}  {progress.state.name:<11}  {device_text(rollout, progress)}".rstrip())
+        lines.append(f"  {name:<{column}}  {progress.state.name:<11}  {device_text(rollout, progress)}".rstrip())
     if len(found) > room:
         lines.append(f"  and {len(found) - room} more; all: edgekit rollout status {rollout.id}")
     return lines

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table
+from edgekit.cli.common.console import control_settings, json_option, note, print_json, print_table, printable
 from edgekit.cli.common.fleet import fleet_state
 from edgekit.cli.common.numbers import ROLLOUT
 from edgekit.cli.rollout.live import ASCII, BLOCKS, live_lines
 from edgekit.cli.rollout.text import counts_of, status_lines
 from edgekit.errors import NotFoundError, RefusedError
 from edgekit.rollout.document import RolloutDocument, document
+from edgekit.rollout.holding import holding_text
 from edgekit.rollout.progress import counts_text
 from edgekit.rollout.values import Rollout, RolloutState
 
@@ -41,7 +42,7 @@ def status(number: int | None, as_json: bool) -> None:
     if as_json:
         print_json(document(rollout, devices=True))
     else:
-        click.echo("\n".join(status_lines(rollout)))
+        click.echo("\n".join(status_lines(rollout, time.time())))
 
 
 @click.command(name="list")
@@ -149,11 +150,16 @@ def _show(rollout: Rollout, shown: list[str], *, live: bool) -> list[str]:
     if live and sys.stdout.isatty():
         size = shutil.get_terminal_size()
         signs = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII
-        lines = [line[: size.columns - 1] for line in live_lines(rollout, time.time(), height=size.lines, signs=signs)]
+        found = live_lines(rollout, time.time(), height=size.lines, width=size.columns, signs=signs)
+        lines = [line[: size.columns - 1] for line in found]
         if lines != shown:
             click.echo((f"\x1b[{len(shown)}A\x1b[J" if shown else "") + "\n".join(lines))
         return lines
     line = f"{rollout.state.value} wave {rollout.wave + 1} of {len(rollout.plan.waves)}: {counts_of(rollout)}"
-    if [line] != shown:
+    holding = holding_text(rollout, time.time())
+    held = [holding.partition("; at most")[0]] if holding else []  # without the time left, which changes
+    if [line] != shown[:1]:
         click.echo(line)
-    return [line]
+    if held and held != shown[1:]:
+        click.echo(printable(holding))
+    return [line, *held]

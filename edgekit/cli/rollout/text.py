@@ -7,6 +7,7 @@ from datetime import datetime
 from edgekit.bounds import MAX_DATE
 from edgekit.cli.common.console import printable
 from edgekit.rollout.gate_watch import gate_views
+from edgekit.rollout.holding import holding_text
 from edgekit.rollout.progress import counts_text, gate_text, rate_text
 from edgekit.rollout.shadowing import shadow_text
 from edgekit.rollout.values import DeviceProgress, DeviceState, Rollout, RolloutState
@@ -19,7 +20,7 @@ def time_text(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def status_lines(rollout: Rollout) -> list[str]:
+def status_lines(rollout: Rollout, now: float) -> list[str]:
     """The rollout's last decision and its wave, then one line for each device."""
     decision = rollout.decision
     since = f" since {time_text(decision.at)}" if decision else ""
@@ -35,6 +36,8 @@ def status_lines(rollout: Rollout) -> list[str]:
     lines += [gate_text(view) for view in gate_views(rollout)]
     rate = f", {rate_text(rollout)}" if rate_text(rollout) else ""
     lines.append(f"wave {rollout.wave + 1} of {len(rollout.plan.waves)} ({waves}){rate}; {counts_of(rollout)}")
+    if holding := holding_text(rollout, now):
+        lines.append(printable(holding))
     width = max((len(name) for name in rollout.devices), default=0)
     for name, progress in sorted(rollout.devices.items()):
         lines.append(f"  {name:<{width}}  {progress.state.name:<9}  {device_text(rollout, progress)}".rstrip())

@@ -21,6 +21,7 @@ from edgekit.controller.web.pages import PageSite, Visit, converted
 from edgekit.errors import AuthorError, EdgekitError
 from edgekit.registry import CatalogueEntry
 from edgekit.rollout.gate_watch import gate_views
+from edgekit.rollout.holding import holding_text
 from edgekit.rollout.progress import WaveProgress, duration, rate_text, seconds_left, wave_progress
 from edgekit.rollout.shadowing import shadow_text
 from edgekit.rollout.values import (
@@ -182,18 +183,20 @@ def _values(visit: Visit) -> dict[str, Any]:
         "waves": [_wave(rollout, index, one) for index, one in enumerate(waves)],
         "eligible": eligible,
         "marks": [one.limit / eligible for one in waves[:-1] if 0 < one.limit < eligible],
-        "left": _left(visit, rollout, eligible),
+        **_estimates(visit, rollout, eligible),
         "rate": rate_text(rollout),
         "gates": gate_views(visit.operations.state.rollouts.get(number)) if rollout.plan.gates else [],
         "states": [(one.value, one.name.lower().replace("_", " ")) for one in _ORDER],
     }
 
 
-def _left(visit: Visit, rollout: Rollout, eligible: int) -> str:
+def _estimates(visit: Visit, rollout: Rollout, eligible: int) -> dict[str, str]:
+    """The time left, and which devices hold the rollout back; both read every device."""
     if rollout.state is not RolloutState.RUNNING or eligible > MAX_ESTIMATED:
-        return ""
-    left = seconds_left(visit.operations.state.rollouts.get(rollout.id), visit.operations.now)
-    return duration(left) if left is not None else ""
+        return {"left": "", "holding": ""}
+    whole, now = visit.operations.state.rollouts.get(rollout.id), visit.operations.now
+    left = seconds_left(whole, now)
+    return {"left": duration(left) if left is not None else "", "holding": holding_text(whole, now)}
 
 
 def _wave(rollout: Rollout, index: int, wave: WaveProgress) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from types import SimpleNamespace
@@ -221,13 +222,13 @@ async def test_a_certificate_is_renewed_while_the_old_one_stays_until_the_new_on
         processes.start("controller", "edgekit controller run", ready="ready")
         transport = site.client("devices/pi-1/broker")
         requests = RequestClient(transport, fleet=FLEET, device="pi-1")
-        told, adopted = [], []
+        told, adopted, used = [], [], [before]
 
         async def probe(pem, private):
             async with connected(
                 site.client(str(pem.relative_to(site.folder)).removesuffix(".pem.new"), suffix=".new")
             ):
-                assert certificate.read_bytes() == before
+                assert certificate.read_bytes() == used[-1]
 
         def renewal(clock, signer):
             events = SimpleNamespace(send=lambda *event: told.append(event))
@@ -236,13 +237,16 @@ async def test_a_certificate_is_renewed_while_the_old_one_stays_until_the_new_on
                 "pi-1", FLEET, parts, requests=requests, signer=signer, events=events, clock=clock
             ).run()
 
-        soon = SimpleNamespace(wall=lambda: time.time() + 20 * 3600)
+        def clock(ahead):
+            return SimpleNamespace(wall=lambda: time.time() + ahead, monotonic=time.monotonic)
+
+        soon, behind = clock(20 * 3600), clock(-30 * 86400)
         own = load_signer(folder / "device.key")
         try:
             async with connected(transport):
                 await requests.start()
                 with pytest.raises(asyncio.TimeoutError):
-                    await within(2, renewal(SimpleNamespace(wall=time.time), own))
+                    await within(2, renewal(clock(0), own))
                 assert (certificate.read_bytes(), told) == (before, [])  # not due
                 site.shell("edgekit device quarantine pi-1")
                 task = asyncio.create_task(renewal(soon, own))
@@ -251,10 +255,21 @@ async def test_a_certificate_is_renewed_while_the_old_one_stays_until_the_new_on
                 assert "quarantine" in told[0][3]
                 site.shell("edgekit device quarantine pi-1 --end")
                 await _until(lambda: adopted)
+                await asyncio.sleep(2.0)
                 task.cancel()
                 assert fits(certificate, key)
                 assert certificate.read_bytes() != before
-                assert told[1][0] == "certificate-renewed"
+                assert [one[0] for one in told[1:]] == ["certificate-renewed"], "a clock that is ahead asks once"
+                assert "this clock is ahead" in told[1][3]
+                used.append(certificate.read_bytes())
+                os.utime(certificate, (behind.wall(), behind.wall()))
+                with pytest.raises(asyncio.TimeoutError):
+                    await within(1, renewal(behind, own))
+                written = behind.wall() - 17 * 3600  # a certificate of one day, by a clock of a month ago
+                os.utime(certificate, (written, written))
+                task = asyncio.create_task(renewal(behind, own))
+                await _until(lambda: len(adopted) == 2)
+                task.cancel()
         finally:
             processes.stop_all()
     assert len(site.shell.json("edgekit ca list pi-1 --json")) >= 2
