@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from edgekit.controller.web.access import Visitor
 from edgekit.controller.web.endpoint import PREFIX, Call, Endpoint, ErrorDocument
 from edgekit.controller.web.endpoints import ENDPOINTS
 from edgekit.controller.web.openapi import openapi
-from edgekit.controller.web.requests import AccessError, Door, TooLongError, read_body
+from edgekit.controller.web.requests import AccessError, Door, SlowError, TooLongError, read_body
 from edgekit.errors import (
     AuthorError,
     EdgekitError,
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _STATUSES: tuple[tuple[type[EdgekitError], int], ...] = (
     (TooLongError, 413),
+    (SlowError, 408),
     (NotFoundError, 404),
     (AuthorError, 400),
     (RefusedError, 409),
@@ -150,6 +152,15 @@ def _json(request: Request, endpoint: Endpoint, body: bytes) -> Any:
     if media != "application/json":
         raise _BadRequestError(f"Content-Type is {media[:60]!r}, expected application/json")
     try:
-        return msgspec.json.decode(body or b"{}", type=endpoint.body)
+        found = msgspec.json.decode(body or b"{}", type=endpoint.body)
+        json.loads(body or b"{}", object_pairs_hook=_once)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _BadRequestError(f"the body is not valid: {error}") from error
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    """Raise ValueError for a name that is repeated: readers differ in which value they take."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)[:60]!r} is there twice")

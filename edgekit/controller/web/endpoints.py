@@ -147,7 +147,7 @@ class CancelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FleetPauseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why the fleet is paused."""
 
-    reason: Reason = ""
+    reason: Annotated[str, Meta(max_length=500, pattern="^[^\\u0000]*$")] = ""
 
 
 def _devices(call: Call) -> DevicePage:

@@ -16,7 +16,9 @@ _FAULTS = {
     "401": "The request needs a token.",
     "403": "The role may not do this, or the request comes from a page of another site.",
     "404": "There is nothing of this name or number.",
+    "408": "The body did not arrive in time.",
     "409": "Refused: the present state does not allow it.",
+    "413": "The body is too long.",
     "503": "The database or the registry cannot be reached; try again.",
 }
 
@@ -56,7 +58,8 @@ def openapi(endpoints: Sequence[Endpoint], version: str) -> dict[str, Any]:
 def _operation(one: Endpoint, by_type: dict[int, Any], components: dict[str, Any]) -> dict[str, Any]:
     reply = {"application/json": {"schema": by_type[id(one.answer)]}}
     fault = {"application/json": {"schema": by_type[id(ErrorDocument)]}}
-    faults = {code: text for code, text in _FAULTS.items() if code != "409" or one.method != "GET"}
+    read = ("408", "409", "413") if one.method == "GET" else ()
+    faults = {code: text for code, text in _FAULTS.items() if code not in read}
     operation: dict[str, Any] = {
         "operationId": one.operation,
         "summary": one.summary,

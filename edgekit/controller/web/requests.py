@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,10 +17,12 @@ from edgekit.errors import EdgekitError
 from edgekit.protocols import Clock
 from edgekit.state import FleetState
 from edgekit.state.operators import Role
+from edgekit.waiting import within
 
 COOKIE = "edgekit_session"
 CSRF_HEADER = "x-csrf-token"
 MAX_BODY_BYTES = 64 * 1024
+BODY_SECONDS = 20.0
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -50,6 +53,10 @@ class AccessError(EdgekitError):
 
 class TooLongError(EdgekitError):
     """The body is too long."""
+
+
+class SlowError(EdgekitError):
+    """The body did not arrive."""
 
 
 class Guard:
@@ -160,7 +167,17 @@ async def read_body(request: Request) -> bytes:
 
     Raises:
         TooLongError: it has more than MAX_BODY_BYTES.
+        SlowError: it does not come, or not within BODY_SECONDS.
     """
+    try:
+        return await within(BODY_SECONDS, _read_parts(request))
+    except asyncio.TimeoutError as error:
+        raise SlowError(f"the body did not arrive within {BODY_SECONDS:g} s") from error
+    except ClientDisconnect as error:  # nobody reads the answer
+        raise SlowError("the connection ended before the body") from error
+
+
+async def _read_parts(request: Request) -> bytes:
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)

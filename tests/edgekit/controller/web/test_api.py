@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import time
 
 import msgspec
@@ -177,6 +179,8 @@ def test_bad_requests_are_refused_with_a_reason(operator: Client) -> None:
     assert send("POST", "/api/v1/rollouts/plan", body[:-1], {"Content-Type": "application/json"}).status == 400
     assert send("POST", "/api/v1/rollouts/plan", b"[" * 60_000, {"Content-Type": "application/json"}).status == 400
     assert send("POST", "/api/v1/rollouts/plan", b" " * 70_000, {"Content-Type": "application/json"}).status == 413
+    twice = send("POST", "/api/v1/rollouts/plan", b'{"model": "x", ' + body[1:], {"Content-Type": "application/json"})
+    assert (twice.status, "'model' is there twice" in twice.json()["error"]) == (400, True)
     assert operator.get("/api/v1/devices?limit=1&limit=2").status == 400
     assert operator.get("/api/v1/devices?limit=0").status == 400
     assert operator.get("/api/v1/devices?colour=red").status == 400
@@ -190,6 +194,22 @@ def test_bad_requests_are_refused_with_a_reason(operator: Client) -> None:
     assert operator.get("/api/v1/rollouts/one").status == 404
 
 
+def test_a_body_that_does_not_arrive_is_no_error_of_the_server(
+    fleet: WebFleet, client: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that goes away leaves no traceback in the log, and one that sends nothing more is answered."""
+    monkeypatch.setattr("edgekit.controller.web.requests.BODY_SECONDS", 0.5)
+    head = b"POST /api/v1/rollouts/plan HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    host, port = client.address.split(":")
+    with socket.create_connection((host, int(port)), 10.0) as gone:
+        gone.sendall(head + b"Content-Length: 100\r\n\r\n{")
+    with socket.create_connection((host, int(port)), 10.0) as slow:
+        slow.sendall(head + b"Content-Length: 100\r\n\r\n{")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 408 ")
+    assert client.get("/api/v1/fleet").status == 200
+    assert [one.getMessage() for one in caplog.records if one.exc_info] == []
+
+
 def test_the_api_describes_itself(client: Client) -> None:
     """Every endpoint is in the OpenAPI document and on its page; every reference in it leads somewhere."""
     found = client.get("/openapi.json").json()
@@ -199,6 +219,11 @@ def test_the_api_describes_itself(client: Client) -> None:
     text = json.dumps(found)
     for name in {part.partition('"')[0] for part in text.split("#/components/schemas/")[1:]}:
         assert name in found["components"]["schemas"], name
+    for name, schema in found["components"]["schemas"].items():
+        for field, one in schema.get("properties", {}).items():
+            if isinstance(default := one.get("default"), str):
+                assert len(default) >= one.get("minLength", 0), f"{name}.{field}"
+                assert re.search(one.get("pattern", ""), default), f"{name}.{field}"
     page = client.get("/docs").text
     assert all(f"{one.method} {PREFIX}{one.path}" in page for one in ENDPOINTS)
     assert "http://" not in page
