@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import itertools
 import secrets
@@ -32,9 +31,10 @@ from edgekit.tensors import Array
 
 _NO_BINARY = (400, 406, 415, 422, 500, 501)  # what servers without binary tensors answer to one
 _NO_FORM = 415  # the status of a server that does not take the form of a request
+_TOO_LONG = 413
 _LONG = 256 * 1024  # bytes from which tensors are copied and parsed outside the event loop
 _RETURN_SHARE, _LONGEST_RETURN_SECONDS = 0.1, 0.02  # of the time left, kept for the way back
-_JSON_TRIAL_SECONDS = 600.0
+_JSON_PAUSE_SECONDS = 600.0
 _MOVED = (301, 308)  # for good; other redirects may come from a network that wants a login first
 
 
@@ -47,7 +47,8 @@ class CloudClient:
         api_key: Sent as ``Authorization: Bearer``; empty for none.
         tls: For https, with the authority of the server or a certificate of the device; None for the system's
             authorities and no certificate.
-        may_retry: Whether a request may be sent once more, where a reused connection had been forgotten.
+        may_retry: Whether a request may be sent once more: a reused connection had been forgotten, or a server failed
+            that may take no binary tensors.
 
     Raises:
         SettingsError: the URL has another scheme than http and https, or no host; or the key cannot be sent.
@@ -75,7 +76,9 @@ class CloudClient:
         except ValueError as error:
             raise SettingsError(f"cloud_url: {error}") from error
         self._takes_binary: dict[str, bool] = {}  # by model
-        self._json_tried: dict[str, float] = {}
+        self._may_retry = may_retry
+        self._asked_in_json: set[str] = set()
+        self._refused_in_json: dict[str, float] = {}
         self._id, self._requests = secrets.token_hex(4), itertools.count(1)
 
     async def infer(
@@ -101,10 +104,7 @@ class CloudClient:
             message = f"the cloud tier takes no binary tensors, and the inputs have no form in JSON: {error}"
             raise CloudRefusedError(message, status=_NO_FORM) from error
         if reply.status in _NO_BINARY and binary and self._may_try_json(name):
-            with contextlib.suppress(DataError, CloudError):  # the first answer says more
-                again = await self._ask(name, inputs, deadline, steps, binary=False)
-                if again.status == 200:
-                    reply, binary = again, False
+            reply, binary = await self._in_json(name, inputs, deadline, steps, reply)
         if reply.status != 200:
             raise _refusal(reply)
         self._takes_binary[name] = binary
@@ -133,11 +133,29 @@ class CloudClient:
 
     def _may_try_json(self, name: str) -> bool:
         """True now and then for a model that never answered a binary request."""
-        now = time.monotonic()
-        if name in self._takes_binary or now - self._json_tried.get(name, -_JSON_TRIAL_SECONDS) < _JSON_TRIAL_SECONDS:
+        refused_at = self._refused_in_json.get(name, -_JSON_PAUSE_SECONDS)
+        if name in self._takes_binary or time.monotonic() - refused_at < _JSON_PAUSE_SECONDS:
             return False
-        self._json_tried[name] = now
+        if name in self._asked_in_json:
+            return self._may_retry()
+        self._asked_in_json.add(name)
         return True
+
+    async def _in_json(
+        self, name: str, inputs: Mapping[str, Array], deadline: float, steps: Mapping[str, bool], refusal: HttpReply
+    ) -> tuple[HttpReply, bool]:
+        """The reply to the same request in JSON and False; or the refusal and True, where JSON is refused for its form.
+
+        A server that cannot parse a binary request says nothing on its model. One that gives the same refusal to both
+        forms has parsed both.
+        """
+        try:
+            reply = await self._ask(name, inputs, deadline, steps, binary=False)
+        except (DataError, CloudError):
+            return refusal, True
+        if (reply.status, reply.body) == (refusal.status, refusal.body):
+            self._refused_in_json[name] = time.monotonic()
+        return (refusal, True) if reply.status in (_NO_FORM, _TOO_LONG) else (reply, False)
 
     async def _ask(
         self, name: str, inputs: Mapping[str, Array], deadline: float, steps: Mapping[str, bool], *, binary: bool

@@ -323,6 +323,7 @@ class _Connection(asyncio.Protocol):
         if self._status < 200:  # an interim answer
             self._start()
             return
-        if not self._parser.should_keep_alive():
+        # uvicorn, under KServe and MLServer, closes the connection after an exception and does not announce it.
+        if not self._parser.should_keep_alive() or self._status == 500:
             self._transport.close()
         self._finish()

@@ -275,6 +275,44 @@ async def test_a_server_that_refuses_both_forms_is_asked_in_json_once() -> None:
     assert forms == [True, False, True, True]
 
 
+@pytest.mark.parametrize("refusal", ["400 Bad Request", "404 Not Found", "500 Internal Server Error"])
+async def test_a_server_without_binary_tensors_is_asked_in_json_again_after_a_failure(refusal: str) -> None:
+    """Its model was not there yet. For ten minutes it got the form only that it cannot read."""
+    forms = []
+
+    def answer(head: bytes, body: bytes) -> bytes:
+        forms.append("binary" if oip.HEADER.lower().encode() in head.lower() else "json")
+        if forms[-1] == "binary":
+            return reply(MLSERVER, "422 Unprocessable Entity")
+        return reply(b'{"error": "no model yet"}', refusal) if len(forms) <= 4 else reply(KSERVE)
+
+    async with foreign_server(answer) as url:
+        with client(url) as cloud:
+            for _ in range(2):
+                with pytest.raises(CloudError, match=f"{refusal[:3]}: no model yet"):
+                    await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5)
+            for _ in range(2):
+                await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5)
+    assert forms == ["binary", "json"] * 3 + ["json"]
+
+
+async def test_a_second_request_in_json_is_within_the_retry_budget() -> None:
+    """A server that fails gets no second upload for every request."""
+    forms = []
+
+    def answer(head: bytes, body: bytes) -> bytes:
+        forms.append("binary" if oip.HEADER.lower().encode() in head.lower() else "json")
+        return reply(b"", "500 Internal Server Error")
+
+    async with foreign_server(answer) as url:
+        cloud = CloudClient(url, model="big", may_retry=lambda: False)
+        for _ in range(3):
+            with pytest.raises(CloudError, match="500"):
+                await cloud.infer("small", {"x": UNSURE}, timeout_seconds=5)
+        cloud.close()
+    assert forms == ["binary", "json", "binary", "binary"]
+
+
 async def test_an_output_that_nobody_needs_may_be_anything() -> None:
     """Unknown datatypes, impossible shapes and foreign bytes of other outputs are skipped, in JSON and in binary."""
     odd = b'{"name":"odd","shape":[-1],"datatype":"BF16","parameters":{"binary_data_size":6}}'

@@ -95,6 +95,17 @@ async def test_a_forgotten_connection_costs_one_retry_and_no_error() -> None:
         assert server.requests == 1
 
 
+async def test_a_connection_over_which_a_server_failed_is_not_used_again() -> None:
+    """uvicorn closes it after an answer of 500, without a word: the next request died on it, and cost a retry."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        writer.write(OK.replace(b"200 OK", b"500 No") if server.requests == 1 else OK)
+
+    async with serving(answer) as (server, client):
+        assert [(await ask(client)).status for _ in range(3)] == [500, 200, 200]
+        assert (server.connections, server.requests) == (2, 3)
+
+
 async def test_a_request_whose_answer_began_is_not_sent_twice() -> None:
     """The server has worked on it."""
 
