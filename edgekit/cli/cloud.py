@@ -23,7 +23,7 @@ from edgekit.errors import SettingsError
 from edgekit.serving.api.keys import digest_of
 from edgekit.serving.http.addresses import parse_networks
 from edgekit.serving.http.limits import Limits
-from edgekit.serving.models.cloud_options import CloudModelOptions
+from edgekit.serving.models.cloud_options import CloudModelOptions, check_canaries
 from edgekit.settings.groups import MIB, settings_group
 
 if TYPE_CHECKING:
@@ -94,6 +94,11 @@ def serve(models: tuple[str, ...], every: bool, root: Path | None, target: str, 
     if bool(models) == every:
         raise click.UsageError("Missing argument 'MODEL...'. Name models, or give --all.")
     settings = _settings(flags)
+    own = settings.cloud_models
+    has_share = settings.cloud_canary_share or any(one.canary_share for one in own.values())
+    if flags["canary_channel"] and flags["canary_share"] is None and not has_share:
+        raise click.UsageError("--canary-channel: given, but the share is 0. Give --canary-share.")
+    check_canaries(settings_group(CloudModelOptions, settings, prefix="cloud_"), own)
     entrance = open_entrance(settings, note)
     ignore_hangup()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before it serves, SIGTERM ends it as Ctrl-C does

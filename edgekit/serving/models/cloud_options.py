@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from msgspec import Meta, Struct, structs
 
+from edgekit.errors import SettingsError
 from edgekit.serving.models.options import (
     BatchRows,
     Instances,
@@ -79,3 +81,25 @@ class CloudModelSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """`options` with the fields that are set here replaced."""
         changed = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
         return structs.replace(options, **changed)
+
+
+def check_canaries(defaults: CloudModelOptions, own: Mapping[str, CloudModelSettings]) -> None:
+    """Check that every share of a canary has a channel that names the canary.
+
+    Args:
+        defaults: Of all models.
+        own: Settings of single models, by name.
+
+    Raises:
+        SettingsError: a share is set that no canary would ever get.
+    """
+    merged = {name: one.over(defaults) for name, one in own.items()}
+    shares = {f"cloud_models.{name}.canary_share": merged[name] for name, one in own.items() if one.canary_share}
+    if defaults.canary_share and not any(one.canary_channel for one in merged.values()):
+        shares["cloud_canary_share"] = defaults
+    for name, options in shares.items():
+        if not options.canary_channel:
+            raise SettingsError(
+                f"{name} is {options.canary_share:g}, and no canary channel is set",
+                advice="Set cloud_canary_channel (--canary-channel) to the channel to which canaries are promoted.",
+            )

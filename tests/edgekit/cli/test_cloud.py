@@ -166,6 +166,8 @@ async def test_keys_certificate_log_and_probes_of_an_owner(registry: Path) -> No
         (("big", "--api-key-file", "none.key"), 1, "there is no API key file none.key"),
         (("big", "--client-ca", "ca.pem"), 1, "cloud_client_ca needs both"),
         (("big", "--all"), 2, "Name models, or give --all"),
+        (("big", "--canary-share", "0.5"), 1, "cloud_canary_share is 0.5, and no canary channel is set"),
+        (("big", "--canary-channel", "canary"), 2, "the share is 0. Give --canary-share"),
         (("nothing",), 1, "has no model 'nothing'"),
         (("big", "--target", "jetson-orin"), 1, "no current version for 'jetson-orin'"),
         (("big", "--root", "none.json"), 1, "the trusted root cannot be read"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from device_agents.inference.cloud.budget_rules import Budget
 from device_agents.inference.cloud.retry_budget import RetryBudget
 from device_agents.inference.options import CloudOptions, ServiceOptions
 from edgekit.errors import SettingsError
-from edgekit.serving.models.cloud_options import CloudModelOptions
+from edgekit.serving.models.cloud_options import CloudModelOptions, CloudModelSettings, check_canaries
 from edgekit.settings import AgentSettings, ControlSettings, load_settings
 from edgekit.settings.groups import settings_group
 from tests.simulators.pki import Pki
@@ -78,6 +79,26 @@ def test_a_model_of_the_cloud_tier_has_its_own_settings(tmp_path: Path) -> None:
     file.write_text("[cloud_models.big]\ncanary = 0.1\n")
     with pytest.raises(SettingsError, match="canary"):
         load_settings(ControlSettings, file=file, environ={})
+
+
+@pytest.mark.parametrize(
+    ("defaults", "own", "says"),
+    [
+        ({"canary_share": 0.1}, {}, "cloud_canary_share is 0.1"),
+        ({"canary_share": 0.1}, {"big": {"batch": 8}}, "cloud_canary_share is 0.1"),
+        ({}, {"big": {"canary_share": 0.2}}, r"cloud_models\.big\.canary_share is 0\.2"),
+        ({"canary_share": 0.1}, {"big": {"canary_channel": "canary"}}, ""),
+        ({"canary_channel": "canary"}, {"big": {"canary_share": 0.2}}, ""),
+        ({"canary_channel": "canary"}, {}, ""),  # a share of 0 stops a canary
+    ],
+)
+def test_the_share_of_a_canary_needs_a_channel(
+    defaults: dict[str, object], own: dict[str, dict[str, object]], says: str
+) -> None:
+    """Such a share was taken without a word, and no canary ever answered."""
+    models = {name: CloudModelSettings(**values) for name, values in own.items()}
+    with pytest.raises(SettingsError, match=says) if says else contextlib.nullcontext():
+        check_canaries(CloudModelOptions(**defaults), models)
 
 
 def test_files_for_tls_need_https_and_belong_together(tmp_path: Path) -> None:
