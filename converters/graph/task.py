@@ -74,15 +74,25 @@ def detect_task(
             return DetectedTask(Task(CLASSIFICATION, spec.name, PROBABILITIES if in_range else LOGITS))
         if in_range and labels is not None and _fit_labels(labels, columns):
             return DetectedTask(Task(MULTILABEL, spec.name, PROBABILITIES))
-    unclear = [spec.name for spec in specs if _in_range(values.get(spec.name))]
-    return DetectedTask(Task(), _NOTE.format(unclear[0]) if unclear else "")
+    return DetectedTask(Task(), _note(specs, values, labels))
 
 
+_FROM_0_TO_1 = "numbers from 0 to 1 that do not add up to 1"
+_ANY = "several numbers for each sample, which may be the logits of classes"
 _NOTE = (
-    "output {!r} has numbers from 0 to 1 that do not add up to 1, and there are no labels that say what they are; the "
+    "output {!r} has {}, and there are no labels that say what they are; the "
     "task is other, so a device never asks the cloud tier because it is unsure. Name it: "
     "--task classification|multilabel|other (with :probabilities or :logits)"
 )
+
+
+def _note(specs: Sequence[TensorSpec], values: Mapping[str, Array], labels: Array | None) -> str:
+    """What the user should name, where the outputs may be scores; empty where nothing suggests it."""
+    for spec in specs:
+        if _in_range(values.get(spec.name)):
+            return _NOTE.format(spec.name, _FROM_0_TO_1)
+    wide = [spec.name for spec in specs if labels is None and spec.name in values and (spec.shape[1] or 0) > 1]
+    return _NOTE.format(wide[0], _ANY) if wide else ""
 
 
 def _score_outputs(graph: Graph) -> list[TensorSpec]:

@@ -60,10 +60,15 @@ def test_sigmoids_are_classes_or_labels_as_the_labels_say() -> None:
 
 
 def test_other_numbers_are_logits_where_there_are_classes() -> None:
-    """Without class labels they are another task, which needs no note."""
+    """Without labels they may be logits or quantities, and a note names --task; other labels say that they are none."""
     plain = graph("Identity")
     assert detect_task(plain, CLASSES, {"y": LOGITS}).task == Task("classification", "y", "logits")
-    assert detect_task(plain, None, {"y": LOGITS}) == (Task(), "")
+    unclear = detect_task(plain, None, {"y": LOGITS})
+    assert unclear.task == Task()
+    assert "may be the logits of classes" in unclear.note
+    assert "--task classification|multilabel|other" in unclear.note
+    assert detect_task(plain, None) == (Task(), "")
+    assert detect_task(graph("Identity", columns=1), None, {"y": LOGITS[:, :1]}) == (Task(), "")
     assert detect_task(plain, LOGITS, {"y": LOGITS}) == (Task(), "")
 
 
