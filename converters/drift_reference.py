@@ -18,7 +18,7 @@ from edgekit.drift.reference import MIN_SAMPLES, TIES, Reference, bounded, summa
 from edgekit.drift.statistics import answer_statistics, input_statistics
 from edgekit.tensors import Array
 
-MAX_ROWS = 4096  # whose inputs are read
+MAX_ROWS = 8192  # whose inputs are read; bounds for MAX_STATISTICS statistics need 6,399
 MAX_ANSWERS = 1000  # that the artifact computes
 _SEED = 7
 
@@ -47,9 +47,11 @@ class References(msgspec.Struct, frozen=True):
         if count < MIN_SAMPLES:
             return cls(reason=f"the data have {count} samples, and a reference needs {MIN_SAMPLES}")
         generator, values = np.random.default_rng(_SEED), dict[str, list[float]]()
-        every = -(-count // MAX_ROWS)
+        begin, chosen = 0, _spread(count, MAX_ROWS)
         for part in (calibration, choice, proof):
-            for row in range(0, len(part), every):
+            rows = chosen[(chosen >= begin) & (chosen < begin + len(part))] - begin
+            begin += len(part)
+            for row in rows:
                 for name, value in part.inputs.items():
                     for key, number in input_statistics(name, value[row], generator.random).items():
                         values.setdefault(key, []).append(number)
@@ -79,7 +81,7 @@ class References(msgspec.Struct, frozen=True):
         assert self.held_out is not None
         if task.kind == "other":
             return {}
-        rows = np.arange(0, len(self.held_out), -(-len(self.held_out) // MAX_ANSWERS))
+        rows = _spread(len(self.held_out), MAX_ANSWERS)
         runtime = open_artifact(artifact, folder)
         try:
             answers = run_rows(runtime, self.held_out.take(rows).inputs)
@@ -90,6 +92,11 @@ class References(msgspec.Struct, frozen=True):
             for name, number in answer_statistics(task, _row(answers, row)).items():
                 values.setdefault(name, []).append(number)
         return values
+
+
+def _spread(count: int, most: int) -> Array:
+    """At most `most` of the numbers 0 to `count` - 1, evenly spread (M,)."""
+    return np.arange(count) if count <= most else np.arange(most) * count // most
 
 
 def _row(answers: Mapping[str, Array], row: int) -> dict[str, Array]:

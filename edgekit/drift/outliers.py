@@ -8,6 +8,7 @@ the inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -27,6 +28,12 @@ def bounds_rank(samples: int, statistics: int) -> int:
         statistics: Number of statistics with bounds.
     """
     return int(SHARE * (samples + 1) / (2 * statistics))
+
+
+def samples_for_bounds(reference: Reference) -> int:
+    """The number of samples with which the statistics of a reference have bounds; 0 where none is of an input."""
+    judged = sum(_is_judged(one) for one in reference.statistics)
+    return math.ceil(2 * judged / SHARE) - 1 if judged else 0
 
 
 def with_bounds(statistics: Sequence[Statistic], values: Mapping[str, Sequence[float]]) -> list[Statistic]:

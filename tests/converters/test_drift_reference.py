@@ -6,12 +6,21 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from converters import convert
+from converters.data.samples import Samples
+from converters.drift_reference import MAX_ROWS, References
 from edgekit.bundle.manifest import parse_manifest
 from edgekit.bundle.recipe import Recipe
-from edgekit.drift.outliers import bounds_of
-from edgekit.drift.reference import MAX_REFERENCE_BYTES, REFERENCE_NAME, parse_reference, reference_entry
+from edgekit.drift.outliers import bounds_of, bounds_rank
+from edgekit.drift.reference import (
+    MAX_REFERENCE_BYTES,
+    MAX_STATISTICS,
+    REFERENCE_NAME,
+    parse_reference,
+    reference_entry,
+)
 from edgekit.drift.statistics import input_statistics
 from tests.simulators.small_models import onnx_model
 
@@ -65,6 +74,17 @@ def test_the_shares_of_new_samples_are_those_of_the_reference(tmp_path: Path) ->
     found = np.bincount([one.bucket(value, 0) for value in values], minlength=9) / 4000
     expected = np.array(one.weights) / sum(one.weights)
     assert np.abs(np.cumsum(found) - np.cumsum(expected)).max() < 0.04
+
+
+@pytest.mark.parametrize("rows", [MAX_ROWS, MAX_ROWS + 1, 2 * MAX_ROWS - 1, 2 * MAX_ROWS])
+def test_more_data_never_read_fewer_samples(rows: int) -> None:
+    """Every second one was read of a little more than the limit, so bounds were lost with more data."""
+    x = np.arange(rows, dtype=np.float32).reshape(-1, 1)
+    parts = [Samples({"x": part}) for part in np.split(x, [rows // 5, rows // 2])]
+    (values,) = References.of(*parts).values.values()
+    assert len(values) == MAX_ROWS
+    assert np.abs(np.diff(values, append=rows) - rows / MAX_ROWS).max() <= 1
+    assert bounds_rank(MAX_ROWS, MAX_STATISTICS) == 1
 
 
 def test_random_and_few_data_give_no_reference(tmp_path: Path) -> None:

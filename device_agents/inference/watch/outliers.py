@@ -13,7 +13,7 @@ from device_agents.inference.options import CloudOptions
 from device_agents.inference.watch.references import read_reference
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.sample_rows import from_layout
-from edgekit.drift.outliers import bounds_of, outlying
+from edgekit.drift.outliers import bounds_of, outlying, samples_for_bounds
 from edgekit.drift.statistics import input_statistics
 from edgekit.errors import EdgekitError
 from edgekit.serving.session.session import Session
@@ -46,10 +46,12 @@ class OutlierGate:
         except (EdgekitError, OSError) as error:
             _log.warning("model %s: out_of_distribution has no effect, its reference cannot be used: %s", model, error)
             return
-        if reference is None or not (bounds := bounds_of(reference)):
+        bounds = bounds_of(reference) if reference is not None else {}
+        if not bounds:
+            needed = samples_for_bounds(reference) if reference is not None else 0
+            what = f"convert it with at least {needed} rows of data" if needed else "convert it with data of numbers"
             _log.warning(
-                "model %s: out_of_distribution has no effect: no bounds in its bundle; convert it with more data",
-                model,
+                "model %s: out_of_distribution has no effect: there are no bounds in its bundle; %s", model, what
             )
             return
         self._bounds[model, manifest.digest] = bounds

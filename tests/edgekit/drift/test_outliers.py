@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgekit.drift.outliers import SHARE, bounds_of, bounds_rank, outlying, with_bounds
+from edgekit.drift.outliers import SHARE, bounds_of, bounds_rank, outlying, samples_for_bounds, with_bounds
 from edgekit.drift.reference import Reference, parse_reference, summarise
 
 
@@ -60,4 +60,6 @@ def test_too_few_samples_and_statistics_by_chance_have_no_bounds() -> None:
     assert [bounds_rank(199, 1), bounds_rank(198, 1), bounds_rank(399, 2), bounds_rank(4096, 5)] == [1, 0, 1, 4]
     found = reference({"input.ids.element": [1.0] * 300, "input.ids.zeros": [0.5] * 300})
     assert bounds_of(found) == {"input.ids.zeros": (0.5, 0.5)}
-    assert bounds_of(reference({"input.x.mean": [0.0] * 150})) == {}
+    few = reference({"input.x.mean": [0.0] * 150, "input.x.spread": [0.0] * 150, "score": [0.0] * 150})
+    assert (bounds_of(few), samples_for_bounds(few)) == ({}, 399)
+    assert samples_for_bounds(reference({"score": [0.0] * 150})) == 0
