@@ -41,7 +41,8 @@ from edgekit.bundle.spread import is_constant
 from edgekit.errors import DataError
 from edgekit.tensors import Array
 
-PARITY_ROWS = 32
+PARITY_ROWS, LEAST_PARITY_ROWS = 32, 8
+PARITY_MACS = 32e9  # multiply-adds of the rows of one parity check: those of large networks would take minutes
 RANDOM_ROWS, RANDOM_SEED = 64, 1
 
 
@@ -102,7 +103,7 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
         with step("states of the float model"):
             split, test, choice = _with_states(source.graph, split, test, choice)
     with step("simplify, with a parity check after each pass"):
-        canonical = canonical_of(source, choice.take(slice(0, PARITY_ROWS)), prune=plan.prune != "none")
+        canonical = canonical_of(source, choice.take(slice(0, parity_rows(source.graph))), prune=plan.prune != "none")
         graph = canonical.graph
         return_memory()
     labels = split.proof.labels if split else None
@@ -138,6 +139,12 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
             *_state_notes(source.graph, split),
         ),
     )
+
+
+def parity_rows(graph: Graph) -> int:
+    """How many rows check that a step of the conversion keeps the answers: fewer for a large network."""
+    macs = max(sum(graph.macs.values()), 1)
+    return max(LEAST_PARITY_ROWS, min(PARITY_ROWS, int(PARITY_MACS / macs)))
 
 
 def _split(plan: ConversionPlan, data: Samples) -> Split:
