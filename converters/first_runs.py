@@ -12,13 +12,14 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edgekit.errors import ParityError, RuntimeLoadError
 from edgekit.runtimes.litert import XNNPACK, LiteRTRuntime
+from edgekit.runtimes.litert_messages import text_of
 from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array, TensorSpec
 
 CALIBRATION = "calibration"  # kernels that keep the values of every tensor
 TRIALS, SEED = 3, 7
 # LiteRT's messages where a whole number is divided by 0, and that of its DIV.
-_BY_ZERO = re.compile(r"(division|modulo) by (0|zero)|zero_point was not true", re.IGNORECASE)
+_BY_ZERO = re.compile(r"(division|modulo) by (0|zero)|zero_point does not hold", re.IGNORECASE)
 
 
 def litert(name: str, path: str, like: str, kernels: str) -> None:
@@ -73,7 +74,7 @@ def _try_calibration(path: Path) -> None:
             inputs = runner.get_input_details().items()
             runner(**{name: np.full(one["shape"], least, one["dtype"]) for name, one in inputs})
         except (ValueError, RuntimeError) as error:
-            raise RuntimeLoadError(f"LiteRT's plain kernels cannot run {path.name}: {error}") from error
+            raise RuntimeLoadError(f"LiteRT's plain kernels cannot run {path.name}: {text_of(error)}") from error
 
     _trial(run)
 

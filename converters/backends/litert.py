@@ -33,6 +33,7 @@ from converters.backends.tflite.reader import (
     WeightedOp,
     activations,
     float_scopes,
+    layer_at,
     match_layers,
     operators_of,
     require_types,
@@ -42,14 +43,16 @@ from converters.backends.tflite.reader import (
 )
 from converters.backends.tflite.strip import strip
 from converters.calibration.range_rules import read_range
+from converters.foreign_text import named
 from converters.graph.graph import Graph
 from converters.passes.split_heads import Head
 from converters.trials import CALIBRATION, try_litert
 from edgekit.bundle.bindings import Binding, Joined
 from edgekit.bundle.recipe import DYNAMIC, PRECISIONS, STATIC, WHOLE, Recipe
-from edgekit.errors import ConversionError
+from edgekit.errors import ConversionError, RuntimeLoadError
 from edgekit.runtimes import LITERT
 from edgekit.runtimes.litert import LiteRTRuntime
+from edgekit.runtimes.litert_messages import node_of
 from edgekit.tensors import Array, DType, TensorSpec
 
 ALL, ANY = ".*", TFLOperationName.ALL_SUPPORTED
@@ -175,7 +178,7 @@ class LiteRTBackend:
 
         The quantizer's own calibration averages extremes over rows in their order, and fails on recurrent layers.
         """
-        try_litert("the float model with LiteRT's plain kernels", lowered.path, kernels=CALIBRATION)
+        _try("the float model with LiteRT's plain kernels", lowered.path, kernels=CALIBRATION)
         wanted = activations(lowered.path.read_bytes())
         histograms = tensor_histograms(
             lowered.path,
@@ -214,7 +217,7 @@ class LiteRTBackend:
         """
         stripped = self._context.folder / f"litert-{recipe.id}-stripped.tflite"
         stripped.write_bytes(strip(path.read_bytes()))
-        try_litert(f"candidate {recipe.id}", stripped, like=path)
+        _try(f"candidate {recipe.id}", stripped, like=path)
         return stripped
 
     def _artifact(
@@ -288,6 +291,15 @@ def _float_dtype(op: WeightedOp, quantized: Collection[bytes]) -> str:
     return "float16" if fits and op.content not in quantized else "float32"
 
 
+def _try(name: str, path: Path, **options: Any) -> None:
+    """As `try_litert`; where LiteRT refuses an operator of the file, the message names its layer."""
+    try:
+        try_litert(name, path, **options)
+    except RuntimeLoadError as error:
+        layer = layer_at(path.read_bytes(), node_of(str(error)))
+        raise RuntimeLoadError(f"{error} (layer {layer!r})" if layer else str(error), advice=error.advice) from error
+
+
 def _keep_float(quantizer: Any, scope: str, dtype: str) -> None:
     """Keep the operators in `scope` in float, with weights of `dtype`."""
     if dtype == "float16":
@@ -321,7 +333,7 @@ def _quantizing() -> Iterator[None]:
         try:
             yield
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise ConversionError(f"litert-quantizer failed: {type(error).__name__}: {error}") from error
+            raise ConversionError(f"litert-quantizer failed: {named(error)}") from error
 
 
 class _Bindings(NamedTuple):

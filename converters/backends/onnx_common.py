@@ -17,6 +17,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+from converters import foreign_text
 from converters.backends.bindings import bound, input_bindings
 from converters.backends.contract import Artifact
 from converters.backends.onnx_sharing import unshared
@@ -83,7 +84,7 @@ def half(graph: Graph, *, keep: Collection[str] = ()) -> onnx.ModelProto:
             node_block_list=[*keep, *_squares(graph)],
         )
     except Exception as error:  # ONNX Runtime's Python code asserts, and raises errors of any type
-        raise ConversionError(f"conversion to float16 failed: {_brief(error)}") from error
+        raise ConversionError(f"conversion to float16 failed: {foreign_text.named(error)}") from error
     return _without_repeats(made)
 
 
@@ -98,12 +99,6 @@ def _without_repeats(model: onnx.ModelProto) -> onnx.ModelProto:
             seen.add(content)
             model.graph.node.append(node)
     return model
-
-
-def _brief(error: Exception) -> str:
-    """The error's type and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def _squares(graph: Graph) -> set[str]:
@@ -220,7 +215,7 @@ def _quantizing(kind: str) -> Iterator[None]:
     except (EdgekitError, OSError):  # a full disk is no fault of the candidate
         raise
     except Exception as error:  # ONNX Runtime's Python code asserts, and raises errors of any type
-        raise ConversionError(f"{kind} quantization failed: {_brief(error)}") from error
+        raise ConversionError(f"{kind} quantization failed: {foreign_text.named(error)}") from error
     finally:
         logging.getLogger().setLevel(level)
 

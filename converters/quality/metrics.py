@@ -18,7 +18,8 @@ from edgekit.errors import DataError, SettingsError
 from edgekit.tensors import Array
 
 Scores = Callable[[Array, Array], Array]
-ACCURACY, AGREEMENT, AUC, EXPECTED_ACCURACY = "accuracy", "agreement", "auc", "expected-accuracy"
+ACCURACY, AGREEMENT, AUC = "accuracy", "agreement", "auc"
+EXPECTED_ACCURACY, LABEL_ACCURACY = "expected-accuracy", "label-accuracy"
 WITHOUT_LABELS = (AGREEMENT, EXPECTED_ACCURACY)  # compare with the float model's answers, also where there are labels
 ERRORS = ("mse", "mae")
 
@@ -27,7 +28,8 @@ class Metric(msgspec.Struct, frozen=True):
     """A metric by name.
 
     Attributes:
-        name: ``accuracy``, ``agreement``, ``expected-accuracy``, ``mse``, ``mae``, ``auc`` or ``module:function``.
+        name: ``accuracy``, ``label-accuracy``, ``agreement``, ``expected-accuracy``, ``mse``, ``mae``, ``auc`` or
+            ``module:function``.
         scores: (outputs, labels) -> one score per sample (N,), higher is better.
         error: True where the reported value is an error (lower is better): the mean of the negated scores.
         limits: The lowest and highest possible score, for exact bounds; None where they are unknown.
@@ -45,7 +47,10 @@ class Metric(msgspec.Struct, frozen=True):
 
 
 def find_metric(name: str | None, labels: Array | None, *, decisions: bool = True) -> Metric:
-    """The metric `name`. The default: accuracy with integer labels, mse with other labels, agreement without labels.
+    """The metric `name`.
+
+    The default: accuracy with integer labels, or label-accuracy where they are 0 and 1 in several columns and not
+    one-hot; mse with other labels; agreement without labels.
 
     Args:
         name: Name of the metric, or ``module:function``; None for the default.
@@ -58,7 +63,7 @@ def find_metric(name: str | None, labels: Array | None, *, decisions: bool = Tru
         DataError: the metric needs labels, or labels of another type.
     """
     if name is None:
-        name = AGREEMENT if labels is None else "accuracy" if labels.dtype.kind in "iu" else "mse"
+        name = AGREEMENT if labels is None else _default_for(labels)
     if ":" in name:
         function = _user_function(name)
         return Metric(name, function, limits=_stated_limits(name, function))
@@ -68,10 +73,16 @@ def find_metric(name: str | None, labels: Array | None, *, decisions: bool = Tru
         )
     if name not in WITHOUT_LABELS and labels is None:
         raise DataError(f"metric {name} needs labels", advice="Add an array 'y' to the data file.")
-    if name == "accuracy" and labels is not None and (labels.dtype.kind not in "iu" or labels.ndim != 1):
+    if name == ACCURACY and labels is not None and (labels.dtype.kind not in "iu" or labels.ndim != 1):
         raise DataError(
             f"metric accuracy: labels are {labels.dtype} of shape {list(labels.shape)}, expected integers of shape [N]",
-            advice="Save class indices: y.reshape(-1).astype(int), or y.argmax(axis=1) for one column per class.",
+            advice=_class_advice(labels),
+        )
+    if name == LABEL_ACCURACY and labels is not None and not _are_columns(labels):
+        raise DataError(
+            f"metric {name}: labels are {labels.dtype} of shape {list(labels.shape)}, "
+            "expected 0 and 1 of shape [N, labels]",
+            advice="For one class per sample, save class indices of shape [N] and use accuracy.",
         )
     if name == AUC and labels is not None and not _two_classes(labels):
         raise DataError(
@@ -85,18 +96,22 @@ def find_metric(name: str | None, labels: Array | None, *, decisions: bool = Tru
             f"metric {name} is for class scores, one for each class",
             advice="Use agreement, or say --task classification if the output has them.",
         )
-    limits = (0.0, 1.0) if name == EXPECTED_ACCURACY else None
+    limits = (0.0, 1.0) if name in (EXPECTED_ACCURACY, LABEL_ACCURACY) else None
     return Metric(name, _BUILT_IN[name], error=name in ERRORS, limits=limits)
 
 
 def fitted(metric: Metric, answers: Array) -> Metric:
-    """The metric for a model with these answers (N, ...): accuracy of one score per row needs to know what it is.
+    """The metric for a model with these answers (N, ...): accuracy of single scores needs to know what they are.
 
-    Class 1 is decided above 0.5 for probabilities, which are all from 0 to 1, and above 0 for logits.
+    Class 1, or that a label holds, is decided above 0.5 for probabilities, which are all from 0 to 1, and above 0 for
+    logits.
     """
-    if metric.name != ACCURACY or answers.size != len(answers) or not len(answers):
+    single = metric.name == ACCURACY and answers.size == len(answers)
+    if not (single or metric.name == LABEL_ACCURACY) or not answers.size:
         return metric
     cut = 0.5 if answers.min() >= 0.0 and answers.max() <= 1.0 else 0.0
+    if metric.name == LABEL_ACCURACY:
+        return msgspec.structs.replace(metric, scores=functools.partial(_label_accuracy, cut=cut))
     return msgspec.structs.replace(metric, scores=functools.partial(_accuracy_of_one_score, cut=cut))
 
 
@@ -180,6 +195,11 @@ def _accuracy_of_one_score(outputs: Array, labels: Array, cut: float) -> Array:
     return _per_row((outputs.reshape(len(labels)) > cut) == (labels == 1))
 
 
+def _label_accuracy(outputs: Array, labels: Array, cut: float = 0.5) -> Array:
+    """The share of the labels of each sample that are decided rightly, each by its own score."""
+    return _per_row((_like(outputs, labels) > cut) == (labels != 0))
+
+
 def _agreement(outputs: Array, labels: Array) -> Array:
     """1 for the same class, 0 otherwise; `labels` are the float model's outputs."""
     return _per_row(np.argmax(outputs, axis=-1) == np.argmax(labels, axis=-1))
@@ -231,6 +251,32 @@ def _one_score(outputs: Array) -> Array:
     return column
 
 
+def _default_for(labels: Array) -> str:
+    if _are_columns(labels) and labels.dtype.kind in "iub" and not _are_one_hot(labels):
+        return LABEL_ACCURACY
+    return ACCURACY if labels.dtype.kind in "iu" else "mse"
+
+
+def _class_advice(labels: Array) -> str:
+    if not _are_columns(labels):
+        return "Save class indices: y.reshape(-1).astype(int), or y.argmax(axis=1) for one column per class."
+    if _are_one_hot(labels):
+        return (
+            "Each row has a single 1, as for one class per sample: save class indices, y.argmax(axis=1). For labels "
+            f"of which several can hold, use --metric {LABEL_ACCURACY}."
+        )
+    return f"Rows have several 1s or none, as for labels of which several can hold: use --metric {LABEL_ACCURACY}."
+
+
+def _are_columns(labels: Array) -> bool:
+    """True for 0 and 1 in several columns."""
+    return labels.ndim == 2 and labels.shape[1] > 1 and bool(np.isin(labels, (0, 1)).all())
+
+
+def _are_one_hot(labels: Array) -> bool:
+    return bool((labels.sum(axis=1) == 1).all())
+
+
 def _two_classes(labels: Array) -> bool:
     return labels.size == len(labels) and bool(np.isin(labels, (0, 1)).all())
 
@@ -250,7 +296,8 @@ def _like(outputs: Array, labels: Array) -> Array:
 
 
 _BUILT_IN: dict[str, Scores] = {
-    "accuracy": _accuracy,
+    ACCURACY: _accuracy,
+    LABEL_ACCURACY: _label_accuracy,
     AGREEMENT: _agreement,
     EXPECTED_ACCURACY: expected_accuracy,
     "mse": _squared,

@@ -54,7 +54,8 @@ _Value = TypeVar("_Value", str, float)
     "--metric",
     multiple=True,
     metavar="[OUTPUT=]NAME",
-    help="accuracy, mse, mae, auc, agreement, expected-accuracy, or module:function; OUTPUT=NAME for another output.",
+    help="accuracy, label-accuracy, mse, mae, auc, agreement, expected-accuracy, or module:function; "
+    "OUTPUT=NAME for another output.",
 )
 @click.option(
     "--task",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import DataError, MissingExtraError, RuntimeLoadError
+from edgekit.runtimes.litert_messages import text_of
 from edgekit.tensors import Array, DType, TensorSpec
 
 try:
@@ -57,7 +58,7 @@ class LiteRTRuntime:
             self._outputs = {name: _spec(name, detail) for name, detail in outputs.items()}
             self._provider = _provider(self._interpreter)
         except (ValueError, RuntimeError, OSError, DataError) as error:
-            raise RuntimeLoadError(f"{path.name} cannot be loaded by LiteRT: {error}") from error
+            raise RuntimeLoadError(f"{path.name} cannot be loaded by LiteRT: {text_of(error)}") from error
         self._input_index = {name: int(detail["index"]) for name, detail in inputs.items()}
         self._output_index = {name: int(detail["index"]) for name, detail in outputs.items()}
         self._shapes = {name: tuple(int(n) for n in detail["shape"]) for name, detail in inputs.items()}
@@ -103,7 +104,7 @@ class LiteRTRuntime:
             self._interpreter.invoke()
             return {name: self._interpreter.get_tensor(index) for name, index in self._output_index.items()}
         except (ValueError, RuntimeError) as error:
-            raise RuntimeLoadError(f"LiteRT failed to run {self._path.name}: {error}") from error
+            raise RuntimeLoadError(f"LiteRT failed to run {self._path.name}: {text_of(error)}") from error
 
     def repeated(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """A call that runs the model on `inputs` again and copies nothing in or out; for measurements.

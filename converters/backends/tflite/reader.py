@@ -61,6 +61,14 @@ def operators_of(data: bytes) -> list[str]:
     return [operator_name(model, operator) for operator in model.subgraphs[0].operators]
 
 
+def layer_at(data: bytes, number: int | None) -> str:
+    """The layer of the operator with this number, as its first output is named; empty where the file has none."""
+    graph = parse_tflite(data).subgraphs[0]
+    if number is None or number >= len(graph.operators):  # parts that a delegate runs have numbers behind the file's
+        return ""
+    return _scope(graph, graph.operators[number]).partition(";")[0]
+
+
 def activations(data: bytes) -> dict[str, int]:
     """Rank of each float tensor that is not a constant, by name: inputs and outputs of operators in execution order."""
     graph = parse_tflite(data).subgraphs[0]

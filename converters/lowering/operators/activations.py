@@ -65,9 +65,10 @@ def _shrink(x: Any, limit: float, bias: float) -> Any:
 
 
 def _is_infinite(x: Any, attrs: dict[str, Any]) -> Any:
-    sides = [np.float32(np.inf)] * bool(attrs.get("detect_positive", 1))
-    sides += [np.float32(-np.inf)] * bool(attrs.get("detect_negative", 1))
-    found = [tf.equal(x, side) for side in sides] or [tf.not_equal(tf.abs(x), tf.abs(x))]
+    """LiteRT's converter writes an infinite constant as the largest float, so that counts as infinite too."""
+    sides = [tf.greater_equal(x, FLOAT_LIMIT)] * bool(attrs.get("detect_positive", 1))
+    sides += [tf.less_equal(x, -FLOAT_LIMIT)] * bool(attrs.get("detect_negative", 1))
+    found = sides or [tf.not_equal(tf.abs(x), tf.abs(x))]
     return functools.reduce(tf.logical_or, found)
 
 

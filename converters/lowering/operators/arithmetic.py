@@ -6,9 +6,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
 import tensorflow as tf
 
+from converters.lowering.operators.activations import FLOAT_LIMIT
 from converters.lowering.registry import CannotLowerError, Inputs, lowers, required
 from converters.lowering.values import Value, aligned
 
@@ -40,9 +42,29 @@ def _never_zero(divisor: Any) -> Any:
     return tf.where(tf.equal(divisor, 0), tf.ones_like(divisor), divisor)
 
 
+def _unfolded(left: Any, right: Any) -> Any:
+    """The divisor of floats; where it has constant zeros, as the result of an operator.
+
+    LiteRT's converter multiplies by the reciprocal of a constant, and writes an infinite one as the largest float.
+    """
+    if tf.is_tensor(right) or not tf.is_tensor(left) or np.all(right):
+        return right
+    return right - tf.minimum(tf.abs(left), np.float32(0))
+
+
+def _equal(left: Any, right: Any) -> Any:
+    """Equality; with an infinite constant, the largest float counts as infinite: the converter writes it so."""
+    for constant, other in ((left, right), (right, left)):
+        infinite = not tf.is_tensor(constant) and constant.dtype.kind == "f" and np.isinf(constant)
+        if tf.is_tensor(other) and np.any(infinite):
+            beyond = tf.where(constant > 0, tf.greater_equal(other, FLOAT_LIMIT), tf.less_equal(other, -FLOAT_LIMIT))
+            return beyond if np.all(infinite) else tf.where(infinite, beyond, tf.equal(left, right))
+    return tf.equal(left, right)
+
+
 def _divide(left: Any, right: Any) -> Any:
     if tf.as_dtype(left.dtype).is_floating:
-        return tf.divide(left, right)
+        return tf.divide(left, _unfolded(left, right))
     right = _never_zero(right)
     if tf.as_dtype(left.dtype) == tf.int32:
         return tf.truncatediv(left, right)
@@ -80,7 +102,7 @@ _broadcasting("Sum", _total)
 _broadcasting("Mean", lambda *tensors: _total(*tensors) / float(len(tensors)))
 _broadcasting("Max", lambda *tensors: functools.reduce(tf.maximum, tensors))
 _broadcasting("Min", lambda *tensors: functools.reduce(tf.minimum, tensors))
-_broadcasting("Equal", tf.equal)
+_broadcasting("Equal", _equal)
 _broadcasting("Greater", tf.greater)
 _broadcasting("GreaterOrEqual", tf.greater_equal)
 _broadcasting("Less", tf.less)

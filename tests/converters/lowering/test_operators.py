@@ -202,6 +202,7 @@ CASES = {
     "where": case([node("Greater", ("x", "k"), "g"), node("Not", ("g",), "n"), node("Where", ("n", "x", "k"))], IMAGE, IMAGE, {"k": weights(4, 1, 1)}),
     "comparisons": case([node("Less", ("x", "k"), "a"), node("GreaterOrEqual", ("x", "l"), "b"), node("And", ("a", "b"), "c"), node("LessOrEqual", ("x", "n"), "d"), node("Or", ("c", "d"), "e"), node("Xor", ("e", "a"), "f"), node("Cast", ("f",), to=1)], IMAGE, IMAGE, {"k": np.float32(1), "l": np.float32(-1), "n": np.float32(-2)}),
     "equal-and-cast": case([node("Cast", output="i", to=6), node("Equal", ("i", "k"), "e"), node("Cast", ("e",), to=1)], ROWS, ROWS, {"k": np.int32(1)}),
+    "infinite-quotients": case([node("Div", ("x", "k"), "d"), node("IsInf", ("d",), "i", detect_negative=0), node("Equal", ("d", "l"), "e"), node("Where", ("i", "one", "x"), "w"), node("Where", ("e", "m", "w"))], ROWS, ROWS, {"k": np.array([0, 1, -0.0, 2, 0, 0, 1, 1], np.float32), "l": np.array([-np.inf] * 6 + [1, np.inf], np.float32), "m": np.float32(-1), "one": np.float32(1)}),
     "mod": case([node("Cast", output="i", to=6), node("Mod", ("i", "k"), "m"), node("Cast", ("m",), to=1)], ROWS, ROWS, {"k": np.int32(3)}),
     # dense
     "gemm-of-two-inputs": case([node("Gemm", ("x", "o"), transB=1, alpha=0.5)], [1, 5], [1, 1], more={"o": [1, 5]}),

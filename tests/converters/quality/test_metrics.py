@@ -146,3 +146,26 @@ def test_agreement_of_what_is_no_class_is_closeness():
     assert far == 0.0
     assert metric.value(score(metric, expected, expected)) == 1.0
     assert metric.value(score(metric, np.zeros((3, 2)), np.zeros((3, 2)))) == 1.0
+
+
+def test_several_labels_of_one_sample_are_judged_one_by_one():
+    """Integer labels of 0 and 1 in columns: the share that is decided rightly, above 0.5 or, for logits, above 0."""
+    labels = np.array([[1, 0, 1], [0, 0, 0]])
+    for answers in (np.array([[0.9, 0.6, 0.7], [0.1, 0.2, 0.3]]), np.array([[4.0, 1.0, 2.0], [-1.0, -3.0, -2.0]])):
+        metric = fitted(find_metric(None, labels), answers)
+        assert metric.name == "label-accuracy"
+        assert score(metric, answers, labels) == pytest.approx([2 / 3, 1.0])
+    assert find_metric(None, labels.astype(bool)).name == "label-accuracy"
+    assert find_metric(None, labels.astype(float)).name == "mse"
+
+
+def test_labels_in_columns_are_refused_by_what_they_look_like():
+    """One-hot labels become indices; several labels at once have a metric of their own."""
+    with pytest.raises(DataError) as caught:
+        find_metric(None, np.eye(3, dtype=int))
+    assert "y.argmax(axis=1)" in caught.value.advice
+    with pytest.raises(DataError) as caught:
+        find_metric("accuracy", np.array([[1, 0, 1], [0, 0, 0]]))
+    assert "--metric label-accuracy" in caught.value.advice
+    with pytest.raises(DataError, match=r"metric label-accuracy: labels are int64 of shape \[4\], expected 0 and 1"):
+        find_metric("label-accuracy", np.arange(4))

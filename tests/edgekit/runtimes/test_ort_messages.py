@@ -23,6 +23,25 @@ from edgekit.runtimes.ort_messages import text_of
             "<int>&, bool) only supports opset 3\n",
             "Load failed: only supports opset 3",
         ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Type Error: Type parameter (T) of Optype (ScatterND) bound to different "
+            "types (tensor(float16) and tensor(float) in node (put/1).",
+            "operator ScatterND (layer 'put/1') gets values of the types float16 and float, which it must not mix",
+        ),
+        (
+            "[ONNXRuntimeError] : 10 : INVALID_GRAPH : This is an invalid model. Type Error: Type 'tensor(int32)' of "
+            "input parameter (x) of operator (Sin) in node (wave) is invalid.",
+            "operator Sin (layer 'wave') does not take the type int32 (tensor x)",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Type Error: Type (tensor(float)) of output arg (y) of node (n) does not "
+            "match expected type (tensor(float16)).",
+            "the operator (layer 'n') gives the type float16 for tensor y, stated is float",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Node (n) Op (Add) [ShapeInferenceError] Incompatible dimensions",
+            "operator Add (layer 'n'): Incompatible dimensions",
+        ),
         ("x" * 400, "x" * 296 + " ..."),
     ],
 )
