@@ -149,6 +149,8 @@ async def _serve(
     try:
         with step(f"load {', '.join(names) if names else 'every model'}"):
             await follower.start()
+        if unknown := sorted(set(settings.cloud_models) - set(served.models())):
+            note(f"[cloud_models]: {', '.join(unknown)}: this cloud tier serves no such model")
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stopped.set)
         loop.add_signal_handler(signal.SIGHUP, _hang_up, entrance, follower)

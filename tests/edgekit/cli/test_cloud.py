@@ -159,6 +159,15 @@ async def test_keys_certificate_log_and_probes_of_an_owner(registry: Path) -> No
     assert json.loads((registry / "access.log").read_text().splitlines()[-1])["status"] == 401
 
 
+def test_settings_of_models_that_are_not_served_are_told(registry: Path) -> None:
+    """A name with a typing error was taken without a word."""
+    (registry / "edgekit.toml").write_text("[cloud_models.big]\nbatch = 4\n[cloud_models.bgi]\nbatch = 4\n")
+    with running(registry, "big", "--port", "0") as (child, _):
+        child.terminate()
+        _, err = child.communicate(timeout=120)
+    assert "[cloud_models]: bgi: this cloud tier serves no such model" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
