@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ class RegistryBundles:
 
     def __init__(self, reader: RegistryReader, folder: Path, class_key_ids: Collection[str]) -> None:
         self._reader, self._folder, self._class_key_ids = reader, folder, class_key_ids
-        self._numbers = itertools.count()
+        self._number = 0
 
     def rows(self) -> Sequence[CatalogueEntry]:
         """The current catalogue. Raises as `RegistryReader.refresh` and `list`."""
@@ -42,12 +41,13 @@ class RegistryBundles:
         manifest = self._reader.load(row).manifest
         if seal_mismatches(manifest, self._class_key_ids):
             raise RefusedError(_sealed_for_others(manifest), advice="Give its private key with --class-key FILE.")
-        folder = self._folder / f"{row.name}-{row.version}-{next(self._numbers)}"
+        folder = self._folder / f"{row.name}-{row.version}-{self._number}"
         try:
             self._reader.download(manifest, folder)
         except BaseException:  # also a cancelled download leaves no folder; raised again
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        self._number += 1  # not before: a failure that lasts has one message, which is told once
         return manifest, folder
 
 

@@ -105,14 +105,17 @@ class Follower:
             self._fail("", f"the registry cannot be followed: {error}")
             return
         self._told.pop("", None)
-        names = self._wanted(rows)
+        names, before = self._wanted(rows), set(self._models.models())
         for name in names:
             try:
                 await self._update(name, _of(rows, name))
             except EdgekitError as error:
-                self._fail(name, str(error))
+                is_named = str(error).startswith((f"{name} ", f"{name}: ")) or repr(name) in str(error)
+                self._fail(name, str(error) if is_named else f"{name}: {error}")
             else:
                 self._told.pop(name, None)
+                if name not in before:
+                    self._tell(f"{name} {self._models.version(name)} is served now")
         for name in set(self._models.models()) - set(names):
             self._models.remove(name)
             self._tell(f"{name} is served no more: the registry has no version of it for {self._target}")
@@ -137,7 +140,7 @@ class Follower:
             try:
                 serving.append(before.get(row.sha256) or await self._open(row, options, is_first=is_first))
             except EdgekitError as error:
-                if row is chosen.main[0] and is_first:
+                if row is chosen.main[0] and not before:  # there is nothing that could be served instead
                     for one in serving:
                         await one.close()
                     raise
@@ -192,7 +195,8 @@ class Follower:
         """Tell a failure once, until it changes or ends."""
         if self._told.get(name) != message:
             self._told[name] = message
-            self._tell(f"{message}; what was served before is served on")
+            is_new = name and name not in self._models.models()
+            self._tell(f"{message}; {'it is not served' if is_new else 'what was served before is served on'}")
 
 
 def _of(rows: Sequence[CatalogueEntry], name: str) -> list[CatalogueEntry]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_MODEL, parse_manifest
 from edgekit.errors import NotFoundError, SelfTestError
 from edgekit.registry import RegistryReader, publish
 from edgekit.runtimes import open_runtime
@@ -64,6 +65,14 @@ class Tier(NamedTuple):
     async def answering(self, count: int = 1, version: str | None = None) -> list[str]:
         found = [await self.models.answer("m", version, InferRequest({"x": SURE})) for _ in range(count)]
         return [one.version for one in found]
+
+
+def damage(tier: Tier, made: str) -> None:
+    """Change the stored model of a bundle."""
+    manifest = parse_manifest((tier.home / "made" / made / MANIFEST_NAME).read_bytes())
+    digest = manifest.file(ROLE_MODEL).sha256
+    (stored,) = (tier.home / "registry").rglob(digest)
+    stored.write_bytes(bytes(stored.stat().st_size))
 
 
 @pytest.fixture
@@ -146,6 +155,24 @@ async def test_a_version_that_fails_changes_nothing(tier: Tier) -> None:
         await tier.follower(["m"]).start()
 
 
+async def test_a_full_disk_is_told_once(tier: Tier) -> None:
+    """It was told at every look at the registry, because the name of the folder changed."""
+    tier.publish("1.0.0", "stable")
+    follower = tier.follower(["m"])
+    await follower.start()
+    tier.publish("2.0.0", "stable")
+    (tier.home / "bundles").rename(tier.home / "away")
+    (tier.home / "bundles").write_text("no folder")
+    for _ in range(3):
+        await follower.update()
+    (tier.home / "bundles").unlink()
+    (tier.home / "away").rename(tier.home / "bundles")
+    (told,) = tier.told
+    assert "bundle cannot be written" in told
+    await follower.update()
+    assert await tier.answering() == ["2.0.0"]
+
+
 async def test_an_unreachable_registry_changes_nothing(tier: Tier) -> None:
     """It is told once, and the tier follows again when it is back."""
     tier.publish("1.0.0", "stable")
@@ -190,6 +217,28 @@ async def test_every_model_is_served_where_none_is_named(tier: Tier) -> None:
     await follower.update()
     assert tier.models.models() == ["m"]
     assert tier.told[-1] == "n is served no more: the registry has no version of it for server"
+
+
+async def test_a_new_model_that_fails_leaves_the_others_alone(tier: Tier) -> None:
+    """It ended the whole tier. It is served once it has a version that works."""
+    tier.publish("1.0.0")
+    options = CloudModelOptions()
+    follower = tier.follower(options=options)
+    await follower.start()
+    tier.publish("1.0.0", name="new", golden_gain=9.0)
+    tier.publish("2.0.0", name="torn")
+    damage(tier, "torn-2.0.0")
+    for _ in range(2):
+        await follower.update()
+    assert (tier.models.models(), await tier.answering()) == (["m"], ["1.0.0"])
+    failed, torn = tier.told
+    assert failed.startswith("new 1.0.0 failed its self-test")
+    assert failed.endswith("it is not served")
+    assert torn.startswith("torn: model.onnx: digest does not match")
+    tier.publish("1.0.1", name="new")
+    await follower.update()
+    assert sorted(tier.models.models()) == ["m", "new"]
+    assert tier.told[-1] == "new 1.0.1 is served now"
 
 
 async def test_several_versions_are_served_side_by_side(tier: Tier) -> None:
