@@ -72,18 +72,27 @@ class Follower:
         self._woken = asyncio.Event()
 
     async def start(self) -> None:
-        """Load every model for the first time.
+        """Load every model for the first time. Where none is named, the failure of one leaves the others alone.
 
         Raises:
-            NotFoundError: a model has no bundle to serve.
-            EdgekitError: a main version cannot be fetched or loaded.
+            NotFoundError: a named model has no bundle to serve, or none is there.
+            EdgekitError: the main version of a named model, or of all models, cannot be fetched or loaded.
         """
         rows = await asyncio.to_thread(self._bundles.rows)
         names = self._wanted(rows)
         if not names:
             raise NotFoundError(f"the registry has no model for {self._target!r}", advice="See: edgekit registry list")
+        failure: EdgekitError | None = None
         for name in names:
-            await self._update(name, _of(rows, name), is_first=True)
+            try:
+                await self._update(name, _of(rows, name), is_first=True)
+            except EdgekitError as error:
+                if self._names is not None:
+                    raise
+                self._fail(name, str(error))
+                failure = error
+        if failure is not None and not self._models.models():
+            raise failure
 
     async def follow(self, seconds: float) -> None:
         """Look for changes every `seconds`, and after each `wake`; 0 for the latter only. Runs until cancelled."""
@@ -110,8 +119,7 @@ class Follower:
             try:
                 await self._update(name, _of(rows, name))
             except EdgekitError as error:
-                is_named = str(error).startswith((f"{name} ", f"{name}: ")) or repr(name) in str(error)
-                self._fail(name, str(error) if is_named else f"{name}: {error}")
+                self._fail(name, str(error))
             else:
                 self._told.pop(name, None)
                 if name not in before:
@@ -192,7 +200,9 @@ class Follower:
         return loaded
 
     def _fail(self, name: str, message: str) -> None:
-        """Tell a failure once, until it changes or ends."""
+        """Tell a failure once, until it changes or ends. It names the model; "" is the registry."""
+        if name and not message.startswith((f"{name} ", f"{name}: ")) and repr(name) not in message:
+            message = f"{name}: {message}"
         if self._told.get(name) != message:
             self._told[name] = message
             is_new = name and name not in self._models.models()

@@ -241,6 +241,21 @@ async def test_a_new_model_that_fails_leaves_the_others_alone(tier: Tier) -> Non
     assert tier.told[-1] == "new 1.0.1 is served now"
 
 
+async def test_one_model_of_all_that_fails_does_not_stop_a_start(tier: Tier) -> None:
+    """A bad model of one team would stop the next start of the tier of all. Where nothing works, the start fails."""
+    tier.publish("1.0.0", name="bad", golden_gain=9.0)
+    with pytest.raises(SelfTestError):
+        await tier.follower(options=CloudModelOptions()).start()
+    tier.publish("1.0.0")
+    follower = tier.follower(options=CloudModelOptions())
+    await follower.start()
+    assert tier.models.models() == ["m"]
+    assert tier.told[-1].startswith("bad 1.0.0 failed its self-test")
+    tier.publish("1.0.1", name="bad")
+    await follower.update()
+    assert sorted(tier.models.models()) == ["bad", "m"]
+
+
 async def test_several_versions_are_served_side_by_side(tier: Tier) -> None:
     """Requests may name each; the newest one answers the others."""
     for version in ("1.0.0", "2.0.0", "3.0.0"):
