@@ -10,6 +10,7 @@ from converters.passes.channels.dead_channels import RemoveDeadChannels
 from converters.passes.constant_shapes import ConstantShapes
 from converters.passes.contract import GraphPass, PassResult, run_pass
 from converters.passes.fold_batch_norm import FoldBatchNorm
+from converters.passes.fold_factors import FoldFactors
 from converters.passes.loops.restore_recurrent import RestoreRecurrent
 from converters.passes.plain_resize import PlainResize
 from converters.passes.simplify import Simplify
@@ -20,6 +21,7 @@ CANONICAL_PASSES: tuple[GraphPass, ...] = (
     BoundMasks(),
     RestoreRecurrent(),
     FoldBatchNorm(),
+    FoldFactors(),
     ConstantShapes(),
     RemoveDeadChannels(),
 )
@@ -29,6 +31,7 @@ __all__ = [
     "BoundMasks",
     "ConstantShapes",
     "FoldBatchNorm",
+    "FoldFactors",
     "GraphPass",
     "PassResult",
     "PlainResize",

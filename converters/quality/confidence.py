@@ -16,6 +16,7 @@ ORDER_SEED = 20240229
 BOLDNESS = 0.9  # share of the largest bet that cannot lose all capital
 PRIOR_VARIANCE = 0.01
 HALVINGS = 50
+ROUNDING = 1e-12  # of a mean of scores; a smaller difference is none
 
 
 def paired_drop(
@@ -52,8 +53,10 @@ def paired_drop(
             return Drop(value, lower, upper, n, CLOPPER_PEARSON)
     if limits is not None:
         reach = limits[1] - limits[0]
+        value = 0.0 if abs(value) < ROUNDING * reach else value
         upper, lower = betting_upper(changes, reach, confidence), -betting_upper(-changes, reach, confidence)
-        return Drop(value, lower, upper, n, BETTING)
+        # A bound holds from the first samples that gave it, so the mean of all may be beyond it by chance.
+        return Drop(value, min(lower, value), max(upper, value), n, BETTING)
     if n < LEAST_ASYMPTOTIC:
         return Drop(value, -float("inf"), float("inf"), n, STUDENT_T, asymptotic=True)
     margin = float(stats.t.ppf(confidence, n - 1) * np.std(changes, ddof=1) / np.sqrt(n))

@@ -120,3 +120,20 @@ def test_a_function_that_states_its_limits_gets_an_exact_bound(tmp_path, monkeyp
         score(metric, np.full((10, 1), 2.0), labels)
     with pytest.raises(SettingsError, match="the lower first"):
         find_metric("limited_metric:odd", labels)
+
+
+def test_no_bound_is_on_the_wrong_side_of_the_measured_drop():
+    """Late samples are worse: betting has its bound from the first ones, below the mean of all, which then counts."""
+    before, after = np.full(120, 0.999), np.full(120, 0.999)
+    order = np.random.default_rng(20240229).permutation(120)
+    after[order[90:]] = 0.1
+    changes = before - after
+    assert betting_upper(changes, 1.0, 0.95) < changes.mean()
+    drop = paired_drop(before, after, 0.95, limits=(0.0, 1.0))
+    assert drop.lower <= drop.value <= drop.upper
+
+
+def test_rounding_of_a_mean_is_no_drop():
+    """Shares of six labels that differ in both directions cancel exactly."""
+    before, after = np.tile([1 / 6, 5 / 6, 2 / 6], 30), np.tile([5 / 6, 1 / 6, 2 / 6], 30)
+    assert paired_drop(before, after, 0.95, limits=(0.0, 1.0)).value == 0.0

@@ -1,0 +1,64 @@
+"""Factors behind dense layers become part of their weights."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from converters.graph.graph import Graph
+from converters.passes import FoldFactors, run_pass
+
+RNG = np.random.default_rng(1)
+WEIGHTS, BIAS = RNG.normal(size=(4, 3)).astype(np.float32), RNG.normal(size=3).astype(np.float32)
+
+
+def dense(nodes, factor, outputs=("y",)):
+    """A graph from x (n, 4) to `outputs` (n, 3), with weights w, their transpose t, bias b and factor f."""
+    held = {"w": WEIGHTS, "t": np.ascontiguousarray(WEIGHTS.T), "b": BIAS, "f": np.asarray(factor, np.float32)}
+    ends = {"x": ["n", 4], **{name: ["n", 3] for name in outputs}}
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in ends.items()}
+    constants = [numpy_helper.from_array(value, name) for name, value in held.items()]
+    made = helper.make_graph(nodes, "dense", [values.pop("x")], list(values.values()), constants)
+    return Graph(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+PRODUCT = helper.make_node("MatMul", ["x", "w"], ["p"], "product")
+SHIFT = helper.make_node("Add", ["b", "p"], ["s"], "shift")
+GEMM = helper.make_node("Gemm", ["x", "t", "b"], ["s"], "gemm", transB=1, alpha=0.5, beta=2.0)
+
+
+@pytest.mark.parametrize("factor", [2.5, [0.5, 3.0, -1.0], [[4.0, 0.25, 1.0]]])
+@pytest.mark.parametrize("layer", [[PRODUCT, SHIFT], [GEMM]])
+@pytest.mark.parametrize("operator", ["Mul", "Div"])
+def test_a_factor_is_folded_into_weights_and_bias(factor, layer, operator):
+    """The answers stay, and the operator is gone."""
+    graph = dense([*layer, helper.make_node(operator, ["s", "f"], ["y"], "factor")], factor)
+    result = run_pass(FoldFactors(), graph)
+    assert result.modified
+    assert [node.name for node in result.graph.nodes] == [node.name for node in layer]
+    rows = {"x": RNG.normal(size=(5, 4)).astype(np.float32)}
+    assert np.allclose(result.graph.run(rows)["y"], graph.run(rows)["y"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "factor", "outputs"),
+    [
+        ([PRODUCT, helper.make_node("Mul", ["p", "f"], ["y"])], 2.0, ("y", "p")),
+        (
+            [PRODUCT, helper.make_node("Mul", ["p", "f"], ["q"]), helper.make_node("Add", ["p", "q"], ["y"])],
+            2.0,
+            ("y",),
+        ),
+        (
+            [PRODUCT, helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Mul", ["p", "f"], ["y"])],
+            2.0,
+            "yz",
+        ),
+        ([PRODUCT, helper.make_node("Div", ["f", "p"], ["y"])], 2.0, ("y",)),
+        ([PRODUCT, helper.make_node("Div", ["p", "f"], ["y"])], 0.0, ("y",)),
+        ([PRODUCT, helper.make_node("Mul", ["p", "f"], ["y"])], 3e38, ("y",)),
+    ],
+    ids=["an output", "read twice", "weights read twice", "a dividend", "divided by 0", "overflow"],
+)
+def test_other_factors_stay(nodes, factor, outputs):
+    """A value that is read elsewhere, shared weights, and a factor that would leave float32 stay as they are."""
+    assert not run_pass(FoldFactors(), dense(nodes, factor, outputs)).modified
