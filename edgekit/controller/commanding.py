@@ -91,11 +91,8 @@ def send(state: FleetState, plan: Plan, now: float, lasts: float) -> list[Stored
     Raises:
         RefusedError: a device was put into quarantine meanwhile.
     """
-    with state.together():
-        return [
-            state.commands.add(one.device, one.kind, args=one.args, now=now, expires=now + lasts)
-            for one in plan.commands
-        ]
+    kind = plan.commands[0].kind
+    return state.commands.add_all(kind, {one.device: one.args for one in plan.commands}, now=now, expires=now + lasts)
 
 
 def _served(state: FleetState, to: str | Cohort, now: float) -> tuple[list[DeviceView], list[str]]:

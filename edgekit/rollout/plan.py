@@ -117,7 +117,9 @@ class RolloutPlan(msgspec.Struct, frozen=True):
             sized = [wave for wave in self.waves if wave.count or wave.cohort is None]
             sizes = [getattr(wave, unit) for wave in sized if bool(wave.count) == (unit == "count")]
             if any(later <= sooner for sooner, later in itertools.pairwise(sizes)):
-                faults.append("waves must rise")
+                found = ", ".join(wave.text for wave in self.waves)
+                alone = "; canaries are a wave of their own" if self.canaries is not None else ""
+                faults.append(f"waves must rise, found {found}{alone}")
         for name in ("success_threshold", "error_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 faults.append(f"{name} is {getattr(self, name)}, expected a share from 0 to 1")

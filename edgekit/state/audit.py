@@ -7,7 +7,7 @@ hashes anew, and then the last one differs from the one that was noted elsewhere
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -74,20 +74,40 @@ def record(
         what, subject, before, after: As `AuditEntry`.
         now: Wall clock seconds.
     """
+    record_all(connection, fleet, author, what, [(subject, before, after)], now=now)
+
+
+def record_all(
+    connection: sa.Connection,
+    fleet: str,
+    author: str,
+    what: str,
+    states: Iterable[tuple[object, Any, Any]],
+    *,
+    now: float,
+) -> None:
+    """As `record`, for one change of several subjects: each with its states before and after."""
     take_turn(connection)
     newest = sa.select(audit.c.number, audit.c.hash).where(audit.c.fleet == fleet).order_by(audit.c.number.desc())
     last = connection.execute(newest.limit(1)).first()
-    row = {
-        "number": last.number + 1 if last else 1,
-        "at": now,
-        "who": untrusted_text(author, MAX_NAME),
-        "what": what,
-        "subject": untrusted_text(str(subject), MAX_SUBJECT),
-        "before": to_json(before).replace("\\u0000", "\\ufffd"),
-        "after": to_json(after).replace("\\u0000", "\\ufffd"),
-        "previous": last.hash if last else FIRST,
-    }
-    connection.execute(audit.insert().values(fleet=fleet, **row, hash=_hash(fleet, row)))
+    number, previous = (last.number, last.hash) if last else (0, FIRST)
+    rows = []
+    for subject, before, after in states:
+        number += 1
+        row = {
+            "number": number,
+            "at": now,
+            "who": untrusted_text(author, MAX_NAME),
+            "what": what,
+            "subject": untrusted_text(str(subject), MAX_SUBJECT),
+            "before": to_json(before).replace("\\u0000", "\\ufffd"),
+            "after": to_json(after).replace("\\u0000", "\\ufffd"),
+            "previous": previous,
+        }
+        previous = _hash(fleet, row)
+        rows.append({"fleet": fleet, **row, "hash": previous})
+    if rows:
+        connection.execute(audit.insert(), rows)
 
 
 def _hash(fleet: str, row: dict[str, Any]) -> str:

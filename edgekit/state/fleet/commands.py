@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,11 +13,12 @@ from edgekit.errors import NotFoundError, RefusedError, SettingsError
 from edgekit.mqtt.command_arguments import COMMAND_KINDS, parse_arguments
 from edgekit.mqtt.messages import Result
 from edgekit.state._sql import FleetTable, to_json, untrusted_json, untrusted_text
-from edgekit.state.audit import record, take_turn
+from edgekit.state.audit import record_all, take_turn
 from edgekit.state.fleet.devices import read_report
 from edgekit.state.fleet.event_writer import MAX_TEXT
 from edgekit.state.tables import commands, devices, events, presence, reports
 
+CHUNK = 500  # devices in one query
 MAX_ENDED = 100  # ended commands that are kept for each device
 ASKED, SENT, DONE, EXPIRED = "asked", "sent", "done", "expired"
 REFUSED = "command-refused"
@@ -68,39 +69,41 @@ class CommandTable(FleetTable):
             DataError: the arguments do not fit the kind.
             RefusedError: the device is in quarantine, and gets no commands.
         """
+        return self.add_all(kind, {device: args}, now=now, expires=expires)[0]
+
+    def add_all(
+        self, kind: str, args: Mapping[str, Mapping[str, Any]], *, now: float, expires: float
+    ) -> list[StoredCommand]:
+        """As `add`, for several devices in one transaction: all of the commands are stored, or none.
+
+        Args:
+            kind, now, expires: As `add`.
+            args: The arguments by device.
+        """
         if fault := number_fault("expires", expires, 0, MAX_DATE):
             raise SettingsError(fault)
         if kind not in COMMAND_KINDS:
             raise SettingsError(f"{kind!r} is no command; commands are {', '.join(COMMAND_KINDS)}")
-        parse_arguments(kind, args)
+        for one in args.values():
+            parse_arguments(kind, one)
+        made: list[StoredCommand] = []
         with self._writing() as connection:
             take_turn(connection)  # two commands for one device have different numbers
-            self._check_served(connection, device)
-            query = sa.select(sa.func.max(commands.c.number)).where(
-                commands.c.fleet == self._fleet, commands.c.device == device
-            )
-            number = max(connection.execute(query).scalar() or 0, self._accepted(connection, device, now)) + 1
-            values = {
-                "device": device,
-                "number": number,
-                "kind": kind,
-                "args": to_json(dict(args)),
-                "created": now,
-                "expires": expires,
-                "state": ASKED,
-                "message": "",
-                "detail": "{}",
-            }
-            connection.execute(commands.insert().values(fleet=self._fleet, **values))
-            ended = sa.and_(
-                commands.c.fleet == self._fleet, commands.c.device == device, commands.c.state.in_((DONE, EXPIRED))
-            )
-            kept = sa.select(commands.c.number).where(ended).order_by(commands.c.number.desc())
-            oldest = kept.offset(MAX_ENDED).limit(1).scalar_subquery()
-            connection.execute(commands.delete().where(ended, commands.c.number <= oldest))
-            state = {"kind": kind, "number": number, "expires": expires, **({"args": dict(args)} if args else {})}
-            record(connection, self._fleet, self._author, "command.send", device, now=now, after=state)
-        return self.get(device, number)
+            names = list(args)
+            for chunk in (names[first : first + CHUNK] for first in range(0, len(names), CHUNK)):
+                self._check_served(connection, chunk)
+                numbers = self._next_numbers(connection, chunk, now)
+                made += [_asked(name, numbers[name], kind, args[name], now, expires) for name in chunk]
+            rows = [{**_columns(one), "fleet": self._fleet, "args": to_json(one.args), "detail": "{}"} for one in made]
+            connection.execute(commands.insert(), rows)
+            self._drop_oldest(connection)
+            after = [
+                {"kind": kind, "number": one.number, "expires": expires, **({"args": one.args} if one.args else {})}
+                for one in made
+            ]
+            states = [(one.device, None, state) for one, state in zip(made, after, strict=True)]
+            record_all(connection, self._fleet, self._author, "command.send", states, now=now)
+        return made
 
     def get(self, device: str, number: int) -> StoredCommand:
         """Return a command that exists."""
@@ -194,26 +197,47 @@ class CommandTable(FleetTable):
     def check_served(self, device: str) -> None:
         """Raise RefusedError if a device is in quarantine, as `add` does."""
         with self._reading() as connection:
-            self._check_served(connection, device)
+            self._check_served(connection, [device])
 
-    def _check_served(self, connection: sa.Connection, device: str) -> None:
-        held = sa.and_(devices.c.fleet == self._fleet, devices.c.name == device, devices.c.quarantined.is_not(None))
-        if connection.execute(sa.select(devices.c.name).where(held)).first() is not None:
+    def _check_served(self, connection: sa.Connection, names: Sequence[str]) -> None:
+        held = sa.and_(devices.c.fleet == self._fleet, devices.c.name.in_(names), devices.c.quarantined.is_not(None))
+        found = connection.execute(sa.select(devices.c.name).where(held).order_by(devices.c.name)).first()
+        if found is not None:
+            device = found.name
             raise RefusedError(
                 f"device {device!r} is in quarantine, so it gets no commands",
                 advice=f"See: edgekit device show {device}. End it with: edgekit device quarantine {device} --end",
             )
 
-    def _accepted(self, connection: sa.Connection, device: str, now: float) -> int:
-        """The highest number that the device has accepted, in case the database was lost or restored.
+    def _next_numbers(self, connection: sa.Connection, names: Sequence[str], now: float) -> dict[str, int]:
+        """The number of the next command of each device.
 
-        Older agents do not report it: for them numbers are at least the clock's seconds.
+        It is above the highest that the device has accepted, in case the database was lost or restored. Older agents do
+        not report that: for them numbers are at least the clock's seconds.
         """
-        query = sa.select(reports.c.body).where(reports.c.fleet == self._fleet, reports.c.device == device)
-        report = read_report(connection.execute(query).scalar())
-        if report is None or report.command < 0:
-            return int(now) - 1
-        return min(report.command, MAX_INTEGER - 1)
+        highest = sa.select(commands.c.device, sa.func.max(commands.c.number).label("number")).where(
+            commands.c.fleet == self._fleet, commands.c.device.in_(names)
+        )
+        stored = {row.device: row.number for row in connection.execute(highest.group_by(commands.c.device))}
+        query = sa.select(reports.c.device, reports.c.body).where(
+            reports.c.fleet == self._fleet, reports.c.device.in_(names)
+        )
+        said = {row.device: read_report(row.body) for row in connection.execute(query)}
+        found = {}
+        for name in names:
+            report = said.get(name)
+            known = report is not None and report.command >= 0
+            accepted = min(report.command, MAX_INTEGER - 1) if report is not None and known else int(now) - 1
+            found[name] = max(stored.get(name, 0), accepted) + 1
+        return found
+
+    def _drop_oldest(self, connection: sa.Connection) -> None:
+        """Remove all but the newest MAX_ENDED ended commands of each device."""
+        ended = sa.and_(commands.c.fleet == self._fleet, commands.c.state.in_((DONE, EXPIRED)))
+        order = sa.func.row_number().over(partition_by=commands.c.device, order_by=commands.c.number.desc())
+        ranked = sa.select(commands.c.id, order.label("place")).where(ended).subquery()
+        oldest = sa.select(ranked.c.id).where(ranked.c.place > MAX_ENDED)
+        connection.execute(commands.delete().where(commands.c.id.in_(oldest)))
 
     def _is(self, device: str, number: int) -> sa.ColumnElement[bool]:
         return sa.and_(commands.c.fleet == self._fleet, commands.c.device == device, commands.c.number == number)
@@ -222,3 +246,12 @@ class CommandTable(FleetTable):
 def _read(row: sa.RowMapping) -> StoredCommand:
     values = {field: row[field] for field in StoredCommand.__struct_fields__ if field not in ("args", "detail")}
     return StoredCommand(**values, args=msgspec.json.decode(row["args"]), detail=msgspec.json.decode(row["detail"]))
+
+
+def _asked(device: str, number: int, kind: str, args: Mapping[str, Any], now: float, expires: float) -> StoredCommand:
+    """A new command, with its arguments as they are read back."""
+    return StoredCommand(device, number, kind, msgspec.json.decode(to_json(dict(args))), now, expires, ASKED)
+
+
+def _columns(command: StoredCommand) -> dict[str, Any]:
+    return {field: getattr(command, field) for field in StoredCommand.__struct_fields__}
