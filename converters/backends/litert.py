@@ -48,7 +48,7 @@ from converters.graph.graph import Graph
 from converters.passes.split_heads import Head
 from converters.trials import CALIBRATION, try_litert
 from edgekit.bundle.bindings import Binding, Joined
-from edgekit.bundle.recipe import DYNAMIC, PRECISIONS, STATIC, WHOLE, Recipe
+from edgekit.bundle.recipe import DYNAMIC, PRECISIONS, STATIC, WEIGHTS, WHOLE, Recipe
 from edgekit.errors import ConversionError, RuntimeLoadError
 from edgekit.runtimes import LITERT
 from edgekit.runtimes.litert import LiteRTRuntime
@@ -140,10 +140,13 @@ class LiteRTBackend:
                 advice="Remove these layers from int4_layers.",
             )
         float_positions = {positions[name] for name in recipe.float_layers}
+        if recipe.precision == WEIGHTS:  # litert-quantizer fails on weights that a float layer shares with another
+            shared = {ops[index].content for index in float_positions}
+            float_positions |= {index for index, op in enumerate(ops) if op.content in shared}
         quantized = {op.content for index, op in enumerate(ops) if index not in float_positions}
-        dtypes = {name: _float_dtype(ops[positions[name]], quantized) for name in recipe.float_layers}
-        for name, dtype in dtypes.items():
-            _keep_float(quantizer, _only(ops[positions[name]].scope), dtype)
+        dtypes = {index: _float_dtype(ops[index], quantized) for index in sorted(float_positions)}
+        for index, dtype in dtypes.items():
+            _keep_float(quantizer, _only(ops[index].scope), dtype)
         fine = {ops[positions[name]].content for name in recipe.int4_layers}
         for index, op in enumerate(ops):  # litert-quantizer fails on weights that layers of 4 and 8 bits share
             if op.content in fine and index not in float_positions:
@@ -152,9 +155,7 @@ class LiteRTBackend:
             data = self._static(quantizer, lowered, self._ranges(graph, lowered, recipe))
         else:
             data = self._quantized(quantizer, None)
-        expected = {positions[name]: dtype for name, dtype in dtypes.items()}
-        expected.update({positions[name]: "int4" for name in recipe.int4_layers})
-        require_types(data, expected)
+        require_types(data, {**dtypes, **{positions[name]: "int4" for name in recipe.int4_layers}})
         return data
 
     def _static(self, quantizer: Any, lowered: LoweredFile, ranges: dict[str, dict[str, Array]]) -> bytes:

@@ -84,7 +84,7 @@ def choose(candidates: Sequence[Measured], budget: Budget, *, aim: str, accept_u
             verdicts.update(_accepted(revived, verdicts, budget, candidates))
     fitting = [m for m in whole if verdicts[m.recipe.id][0] == FITS]
     if not fitting:
-        raise _nothing_fits(candidates, verdicts)
+        raise _nothing_fits(candidates, verdicts, budget)
     best = _best(fitting, aim)
     name = best.recipe.id
     verdicts[name] = (CHOSEN, f"{_why(best, fit, verdicts, aim)}; {verdicts[name][1]}")
@@ -117,7 +117,7 @@ def choose_by_counts(counted: Sequence[Measured], choice: Choice, budget: Budget
     faults = {m.recipe.id: fault for m in counted if (fault := _limits(m, budget))}
     within = [m for m in counted if m.recipe.id not in faults]
     if not within:
-        raise _nothing_fits(counted, {name: (REFUSED, fault) for name, fault in faults.items()})
+        raise _nothing_fits(counted, {name: (REFUSED, fault) for name, fault in faults.items()}, budget)
     verdicts.update({name: (REFUSED, fault) for name, fault in faults.items()})
     name = _best(within, aim).recipe.id
     among = f" of {len(counted)} candidates" if len(counted) > 1 else ""
@@ -305,7 +305,7 @@ def _limits(measured: Measured, budget: Budget) -> str:
     return "; ".join(faults)
 
 
-def _nothing_fits(candidates: Sequence[Measured], verdicts: dict[str, tuple[str, str]]) -> RefusedError:
+def _nothing_fits(candidates: Sequence[Measured], verdicts: dict[str, tuple[str, str]], budget: Budget) -> RefusedError:
     if all(measured.fault for measured in candidates):
         reasons = dict.fromkeys(measured.fault for measured in candidates)
         listed = [f"{', '.join(m.recipe.id for m in candidates if m.fault == reason)}: {reason}" for reason in reasons]
@@ -314,14 +314,29 @@ def _nothing_fits(candidates: Sequence[Measured], verdicts: dict[str, tuple[str,
             advice="Change the model where a layer is named, or choose another target (`edgekit targets`).",
         )
     made = [measured for measured in candidates if not measured.fault] or list(candidates)
-    nearest = min(made, key=lambda m: (NEARNESS.index(verdicts[m.recipe.id][0]), _excess(m)))
+    nearest = min(made, key=lambda m: (NEARNESS.index(verdicts[m.recipe.id][0]), _excess(m, budget)))
     others = [f"\n  {name}: {reason}" for name, (_, reason) in verdicts.items() if name != nearest.recipe.id]
     return RefusedError(
         f"no candidate meets the budget; nearest is {nearest.recipe.id}: {verdicts[nearest.recipe.id][1]}"
         + "".join(others),
-        advice="Raise --max-drop, --max-bytes or --max-cost, or give more samples with --data.",
+        advice=_wider(made, budget),
     )
 
 
-def _excess(measured: Measured) -> float:
-    return measured.drop.value if measured.drop is not None else float(measured.bytes)
+def _wider(candidates: Sequence[Measured], budget: Budget) -> str:
+    """Advice on the limits that candidates exceed."""
+    options = [] if all(_limits(measured, budget) for measured in candidates) else ["--max-drop"]
+    if any(measured.bytes > (budget.max_bytes or measured.bytes) for measured in candidates):
+        options.append("--max-bytes")
+    if any(measured.cost.value > (budget.max_cost or measured.cost.value) for measured in candidates):
+        options.append("--max-cost")
+    listed = " or ".join(", ".join(options).rsplit(", ", 1))
+    return f"Raise {listed}" + (", or give more samples with --data." if "--max-drop" in options else ".")
+
+
+def _excess(measured: Measured, budget: Budget) -> tuple[float, float]:
+    """How far a candidate is beyond the limits of size and cost, as a share, and then by its drop or its size."""
+    size = measured.bytes / budget.max_bytes if budget.max_bytes else 0.0
+    cost = measured.cost.value / budget.max_cost if budget.max_cost else 0.0
+    drop = measured.drop.value if measured.drop is not None else float(measured.bytes)
+    return max(size, cost, 1.0), drop

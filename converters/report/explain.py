@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from converters.quality.selection import FITS
+from converters.report.outputs import OutputReport
 from converters.report.report import CandidateReport, Report
 from converters.report.words import figure_text, in_words, share_text, size_text, titles
 from edgekit.bundle.recipe import PRESETS
@@ -72,26 +73,37 @@ def how_sure(report: Report) -> str:
     confidence = f"{budget.confidence:.0%} confidence"
     if chosen.drop is None:
         return "Its answers are those of the float model, within parity tolerance on random inputs; quality is unknown."
-    drop, limit = chosen.drop, figure_text(budget.max_drop)
-    measured = f"The drop in {report.metric} is {figure_text(drop.value)} on {drop.n:,} proof samples"
-    if report.proven and drop.upper > budget.max_drop:
-        return (
-            f"{measured}, and its answers are those of the float model within parity tolerance, so no bound is needed."
-        )
+    drop, first, count = chosen.drop, _decision(report), sum(one.judged for one in report.outputs)
+    most = budget.max_drop if first is None or first.limit is None else first.limit
+    of = f" of output {first.name}" if first is not None and count > 1 else ""
+    measured = f"The drop in {report.metric}{of} is {figure_text(drop.value)} on {drop.n:,} proof samples"
+    others = [f"Each of the {count} judged outputs is within its own limit."] if count > 1 else []
+    if report.proven and drop.upper > most:
+        same = "its answers are those of the float model within parity tolerance, so no bound is needed"
+        return " ".join([f"{measured}, and {same}.", *others])
+    bound = "may be as much as" if drop.upper > most else "at most"
+    sentence = f"{measured}, and {bound} {figure_text(drop.upper)} at {confidence}; the limit is {figure_text(most)}."
     if report.proven:
-        return f"{measured}, and at most {figure_text(drop.upper)} at {confidence}; the limit is {limit}."
-    bound = "may be as much as" if drop.upper > budget.max_drop else "at most"
-    sentences = [f"{measured}, and {bound} {figure_text(drop.upper)} at {confidence}; the limit is {limit}."]
-    return " ".join([*sentences, *_not_proven(report), "This is not proven."])
+        return " ".join([sentence, *others])
+    return " ".join([sentence, *_not_proven(report, first), "This is not proven."])
 
 
-def _not_proven(report: Report) -> list[str]:
+def _decision(report: Report) -> OutputReport | None:
+    """The output whose drop is that of the candidates; None in reports of earlier releases."""
+    drop = report.chosen_candidate.drop
+    for one in report.outputs:
+        if drop is not None and one.drop is not None and (one.drop.value, one.tested) == (drop.value, drop.upper):
+            return one
+    return None
+
+
+def _not_proven(report: Report, first: OutputReport | None) -> list[str]:
     """A sentence for each other output, and for the classes, whose own limit is not proven."""
     sentences = [
-        f"Output {one.name} may lose as much as {figure_text(one.drop.upper)}; its limit is {figure_text(one.limit)}."
+        f"Output {one.name} may lose as much as {figure_text(one.drop.upper if one.tested is None else one.tested)}; "
+        f"its limit is {figure_text(one.limit)}."
         for one in report.outputs
-        if one.judged and not one.proven and one.drop is not None and one.limit is not None
-        if one.drop != report.chosen_candidate.drop
+        if one.judged and not one.proven and one.drop is not None and one.limit is not None and one is not first
     ]
     worst = report.worst_class
     if worst is not None and worst.limit is not None and not worst.proven:

@@ -19,7 +19,7 @@ from converters.frontends.onnx.nodes import all_nodes, name_nodes
 from converters.frontends.onnx.opset import at_opset, require_known_operators
 from converters.frontends.onnx.quantized import refuse_quantized
 from converters.frontends.onnx.repair import repaired
-from converters.frontends.onnx.repeatable import require_repeatable
+from converters.frontends.onnx.repeatable import require_inference, require_repeatable
 from converters.frontends.onnx.shapes import correct_shapes, known_shapes
 from converters.frontends.onnx.source import inlined, source_model
 from converters.frontends.onnx.tails import refuse_tail, tail_of
@@ -74,6 +74,7 @@ def canonical(model: onnx.ModelProto, source: str, stated: Stated = NOTHING) -> 
     require_known_operators(model)
     model, settled = settle(model, stated, source)
     model = fold_branches(model, source)
+    require_inference(model, source)
     model = at_opset(model, source)
     require_known_operators(model)
     model = correct_shapes(model, source)

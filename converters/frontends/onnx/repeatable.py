@@ -10,9 +10,11 @@ import onnx
 from converters.frontends.interface.protobuf import inputs_of
 from converters.frontends.interface.trial import opened, plausible_row
 from converters.frontends.onnx.nodes import RANDOM, all_nodes, attribute_of
+from converters.frontends.onnx.opset import opset_of
 from converters.graph.graph import label
 from edgekit.errors import DataError, ModelFormatError, RuntimeLoadError
 
+TRAINING_MODE_OPSET = 14  # from here on the operator has an attribute for it
 EVAL = "Export the model in inference mode: call model.eval() before torch.onnx.export or torch.export.export."
 NOISE = (
     "Fix the input that scales the noise, as in --fix noise_scale=0; or export the model with the noise as an input; "
@@ -21,7 +23,7 @@ NOISE = (
 
 
 def require_repeatable(model: onnx.ModelProto, source: str) -> None:
-    """Check that the model answers the same inputs alike, each time.
+    """Check that the model answers the same inputs alike, each time. See `require_inference` for normalizations.
 
     Models with operators that draw random numbers are run twice: where the numbers change nothing, they are taken.
 
@@ -30,17 +32,9 @@ def require_repeatable(model: onnx.ModelProto, source: str) -> None:
         source: The model's path, for messages.
 
     Raises:
-        ModelFormatError: Two runs differ, or a normalization uses the statistics of each batch.
+        ModelFormatError: Two runs differ.
     """
-    nodes = list(all_nodes(model.graph))
-    for node in nodes:
-        if node.op_type == "BatchNormalization" and attribute_of(node, "training_mode", 0) == 1:
-            raise ModelFormatError(
-                f"{source}: BatchNormalization (layer {label(node)!r}) is in training mode, so the answer to a row "
-                "depends on the other rows",
-                advice=EVAL,
-            )
-    drawing = [node for node in nodes if node.op_type in RANDOM or _is_training_dropout(node)]
+    drawing = [node for node in all_nodes(model.graph) if node.op_type in RANDOM or _is_training_dropout(node)]
     if drawing and _runs_differ(model):
         node = drawing[0]
         raise ModelFormatError(
@@ -48,6 +42,28 @@ def require_repeatable(model: onnx.ModelProto, source: str) -> None:
             "same inputs differ, and no candidate can be compared with it",
             advice=EVAL if node.op_type == "Dropout" else NOISE,
         )
+
+
+def require_inference(model: onnx.ModelProto, source: str) -> None:
+    """Check that normalizations use their own statistics, before the opset is changed: newer ones lack the old form.
+
+    Raises:
+        ModelFormatError: A BatchNormalization uses the statistics of each batch.
+    """
+    for node in all_nodes(model.graph):
+        if node.op_type == "BatchNormalization" and not node.domain and _is_training_norm(node, opset_of(model)):
+            raise ModelFormatError(
+                f"{source}: BatchNormalization (layer {label(node)!r}) is in training mode, so the answer to a row "
+                "depends on the other rows",
+                advice=EVAL,
+            )
+
+
+def _is_training_norm(node: Any, version: int) -> bool:
+    """By its attribute; before opset 14, the form for training has more than one output."""
+    if version < TRAINING_MODE_OPSET:
+        return sum(1 for name in node.output if name) > 1
+    return bool(attribute_of(node, "training_mode", 0) == 1)
 
 
 def _is_training_dropout(node: Any) -> bool:

@@ -287,6 +287,23 @@ def test_weights_that_layers_of_4_and_8_bits_share_have_4_bits_in_both(child, tm
 
 
 @pytest.mark.parametrize("precision", KINDS)
+def test_one_of_two_layers_with_the_same_weights_can_be_float(precision, child, tmp_path):
+    """Of the kind with integer weights only, the quantizer fails on such weights, so both are float."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("MatMul", ["b", "w"], ["y"], name="second"),
+    ]
+    weights = {"w": rng.normal(0, 0.2, (32, 32)).astype(np.float32)}
+    graph = Graph(models.model_of(nodes, {"x": ["n", 32]}, {"y": ["n", 32]}, weights))
+    samples = Samples({"x": rng.normal(0, 1, (60, 32)).astype(np.float32)})
+    backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), samples, child, tmp_path))
+    found = dtypes(backend.build(Recipe(precision, float_layers=("second",))))
+    assert found == (["float16", "float16"] if precision == "int8-weights" else ["int8", "float32"])
+
+
+@pytest.mark.parametrize("precision", KINDS)
 def test_vector_that_multiplies_a_dense_layer_is_a_part_of_it(precision, child, tmp_path):
     """TensorFlow's converter merges it into weights and bias, whose shape (1, O) LiteRT refuses in int8."""
     rng = np.random.default_rng(2)

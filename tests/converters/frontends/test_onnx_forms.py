@@ -385,6 +385,16 @@ def test_normalization_in_training_mode_is_refused(tmp_path):
     assert "model.eval()" in caught.value.advice
 
 
+def test_old_normalization_for_training_is_refused_alike(tmp_path):
+    """Before opset 14 it has five outputs, which no newer form has."""
+    node = helper.make_node("BatchNormalization", ["x", *"abcd"], ["y", "m", "v", "sm", "sv"], name="bn", momentum=0.9)
+    model = models.model_of([node], {"x": ["n", 3]}, {"y": ["n", 3]}, dict.fromkeys("abcd", np.ones(3, np.float32)))
+    model.opset_import[0].version = 13
+    with pytest.raises(ModelFormatError, match=r"'bn'.* is in training mode") as caught:
+        load_onnx(models.saved(model, tmp_path / "m.onnx"))
+    assert "model.eval()" in caught.value.advice
+
+
 def test_operator_of_a_newer_operator_set_says_which_to_export(tmp_path):
     """Mish came with opset 18."""
     model = models.model_of([helper.make_node("Mish", ["x"], ["y"])], {"x": ["n", 4]}, {"y": ["n", 4]})

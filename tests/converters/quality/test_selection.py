@@ -173,6 +173,13 @@ def test_nothing_within_budget_names_the_nearest():
     assert caught.value.exit_code == 3
 
 
+def test_nearest_to_a_limit_of_size_is_the_smallest():
+    """The smallest is nearest, whatever its drop, and the advice names the limit that all exceed."""
+    with pytest.raises(RefusedError, match="nearest is int8: 200 bytes, the limit is 100") as caught:
+        pick(measured("float16", 300, 60, drop=(0.0, 0.01)), measured("int8", 200, 90, drop=(0.1, 0.2)), max_bytes=100)
+    assert caught.value.advice == "Raise --max-bytes."
+
+
 def test_candidate_that_could_not_be_made_is_a_verdict():
     """A fault of one candidate does not affect the others."""
     choice = pick(F32, measured("int8", 0, 50, fault="the quantizer failed"))

@@ -153,3 +153,20 @@ def test_an_output_or_class_that_is_not_proven_is_named():
     assert "Output boxes may lose as much as 0.05; its limit is 0.01" in sure
     assert "truck may lose as much as 0.3; the limit is 0.05" in sure
     assert sure.endswith("This is not proven.")
+
+
+def test_limits_in_an_explanation_are_those_of_each_output():
+    """The decision output has a limit of its own, and is named once, by the bound of its own test."""
+    scores = OutputReport("scores", "accuracy", Drop(0.001, -0.02, 0.012, 300, "betting"), True, 0.3, True, 0.008)
+    boxes = OutputReport("boxes", "agreement", Drop(0.02, 0.0, 0.05, 300, "betting"), True, 0.2, True, 0.04)
+    sure = explain(report(outputs=(scores, boxes))).sure
+    assert sure == (
+        "The drop in accuracy of output scores is 0.001 on 300 proof samples, and at most 0.008 at 95% confidence; the "
+        "limit is 0.3. Each of the 2 judged outputs is within its own limit."
+    )
+    scores, boxes = (msgspec.structs.replace(one, limit=0.005, proven=False) for one in (scores, boxes))
+    sure = explain(report(proven=False, outputs=(scores, boxes))).sure
+    assert (
+        "may be as much as 0.008 at 95% confidence; the limit is 0.005. Output boxes may lose as much as 0.04" in sure
+    )
+    assert "Output scores" not in sure
