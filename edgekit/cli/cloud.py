@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +18,7 @@ from edgekit.cli.common.cloud_files import read_api_key
 from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, note, step
 from edgekit.cli.common.cpus import usable_cpus
 from edgekit.cli.common.numbers import SHARE, Whole
+from edgekit.cli.common.scratch import scratch_folder
 from edgekit.errors import SettingsError
 from edgekit.serving.api.keys import digest_of
 from edgekit.serving.http.addresses import parse_networks
@@ -102,8 +102,8 @@ def serve(models: tuple[str, ...], every: bool, root: Path | None, target: str, 
     entrance = open_entrance(settings, note)
     ignore_hangup()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before it serves, SIGTERM ends it as Ctrl-C does
-    with TemporaryDirectory(prefix="edgekit-cloud-") as folder:
-        bundles = _bundles(settings, root or settings.keys / "root.json", Path(folder))
+    with scratch_folder("edgekit-cloud-") as folder:
+        bundles = _bundles(settings, root or settings.keys / "root.json", folder)
         asyncio.run(_serve(settings, bundles, None if every else models, target, entrance))
 
 

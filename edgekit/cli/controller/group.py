@@ -8,7 +8,6 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +16,7 @@ from edgekit.bundle.targets import builtin_targets
 from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, note
 from edgekit.cli.common.fleet import control_transport, read_root
 from edgekit.cli.common.passphrase import needed_passphrase, passphrase_option
+from edgekit.cli.common.scratch import scratch_folder
 from edgekit.cli.controller.backup import backup, restore
 from edgekit.cli.controller.token import token
 from edgekit.cli.controller.web import check_api, serve_web
@@ -70,8 +70,8 @@ def run(broker: str | None, passphrase_file: Path | None) -> None:
     with needs_extra("controller"):
         from edgekit.trust.keys import private_keys
     passphrase = needed_passphrase(passphrase_file, private_keys(settings.keys))
-    with TemporaryDirectory(prefix="edgekit-controller-") as cache:
-        asyncio.run(_run(settings, passphrase, Path(cache)))
+    with scratch_folder("edgekit-controller-") as cache:
+        asyncio.run(_run(settings, passphrase, cache))
 
 
 async def _run(settings: ControlSettings, passphrase: str | None, cache: Path) -> None:
