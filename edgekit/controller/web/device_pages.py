@@ -1,4 +1,4 @@
-"""The page of one device, and its forms: commands, labels, quarantine, uninstall, alarms."""
+"""The page of one device, and the forms of devices: commands, groups, labels, quarantine, uninstall, alarms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.routing import Route
 from edgekit.controller.commanding import CommandRequest
 from edgekit.controller.web.charts import hour_charts
 from edgekit.controller.web.endpoint import NamePath
-from edgekit.controller.web.endpoints import EndAlarmsBody, LabelBody, ModelBody, QuarantineBody
+from edgekit.controller.web.endpoints import EndAlarmsBody, GroupBody, LabelBody, ModelBody, QuarantineBody
 from edgekit.controller.web.pages import PageSite, Visit, converted
 from edgekit.errors import SettingsError
 from edgekit.mqtt.command_arguments import COLLECT, COMMAND_KINDS, LOGS, PROFILE, SET
@@ -33,6 +33,8 @@ def device_routes(site: PageSite) -> list[Route]:
         "release": _release,
     }
     return [
+        site.route("/devices/commands", _send_selected, role=Role.OPERATOR, method="POST"),
+        site.route("/devices/groups", _save_group, role=Role.OPERATOR, method="POST"),
         site.route("/devices/{name}", _device),
         *(
             site.route(f"/devices/{{name}}/{path}", handle, role=Role.OPERATOR, method="POST")
@@ -122,6 +124,19 @@ def _send(visit: Visit) -> Response:
     name = _name(visit)
     visit.operations.send_command(name, command_of(visit.form.get("kind", ""), visit.form.get("words", "")))
     return _back(name, "#commands")
+
+
+def _send_selected(visit: Visit) -> Response:
+    text = visit.form.get("filter", "")
+    command = command_of(visit.form.get("kind", ""), visit.form.get("words", ""))
+    visit.operations.send_commands(command, text, [], {})
+    return RedirectResponse(f"/devices?filter={quote(text)}", 303)
+
+
+def _save_group(visit: Visit) -> Response:
+    body = converted({key: visit.form.get(key, "") for key in ("name", "filter")}, GroupBody)
+    visit.operations.save_group(body.name, body.filter)
+    return RedirectResponse(f"/devices?filter={quote(f'group({body.name})')}", 303)
 
 
 def _label(visit: Visit) -> Response:

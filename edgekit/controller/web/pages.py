@@ -21,6 +21,7 @@ from edgekit.controller.web.endpoints import AuditQuery, DeviceQuery, FleetPause
 from edgekit.controller.web.requests import COOKIE, AccessError, Door, read_body
 from edgekit.controller.web.sessions import SESSION_SECONDS
 from edgekit.errors import AuthorError, EdgekitError, SettingsError
+from edgekit.mqtt.command_arguments import COMMAND_KINDS
 from edgekit.state.operators import Role
 
 RECENT_ROLLOUTS = 5
@@ -187,6 +188,7 @@ def _devices(visit: Visit) -> Response:
     query: DeviceQuery = visit.query(DeviceQuery, limit=DEVICES_PER_PAGE)
     state = visit.operations.state
     values: dict[str, Any] = {"query": query, "groups": state.groups.all(), "nearest": [], "page": None}
+    values |= {"kinds": COMMAND_KINDS, "may_operate": visit.visitor.may(Role.OPERATOR)}
     try:
         page = visit.operations.devices(query.filter, sort=query.sort, offset=query.offset, limit=query.limit)
     except AuthorError as error:

@@ -175,6 +175,27 @@ def test_the_page_of_a_device_has_its_commands_labels_and_quarantine(fleet: WebF
     assert browser.form("/devices/pi-0002/commands", {"csrf": csrf, "kind": "restart"}).status == 303
 
 
+def test_the_page_of_devices_sends_to_what_its_filter_selects(fleet: WebFleet, operator: Client) -> None:
+    """And saves the filter as a group; a viewer sees neither form."""
+    cookie = operator.form("/login", {"token": fleet.tokens["operator"]}).headers["set-cookie"].partition(";")[0]
+    browser = Client(fleet.url, cookie=cookie)
+    chosen = "name in (pi-0001, pi-0002)"
+    page = browser.get("/devices?filter=" + chosen.replace(" ", "%20")).text
+    csrf = page.partition('name="csrf" value="')[2].partition('"')[0]
+    assert "Send a command to all 2" in page
+    assert "Send a command" not in browser.get("/devices").text
+    assert "Send a command" not in Client(fleet.url).get("/devices?filter=online").text
+    sent = browser.form("/devices/commands", {"csrf": csrf, "filter": chosen, "kind": "logs", "words": "3"})
+    assert (sent.status, sent.headers["location"][:9]) == (303, "/devices?")
+    assert [fleet.state.commands.latest(name)[0].args for name in ("pi-0001", "pi-0002")] == [{"lines": 3}] * 2
+    assert browser.form("/devices/commands", {"csrf": csrf, "filter": "", "kind": "restart"}).status == 400
+    assert browser.form("/devices/commands", {"filter": chosen, "kind": "restart"}).status == 403
+    assert browser.form("/devices/groups", {"csrf": csrf, "filter": chosen, "name": "two"}).status == 303
+    assert [one.name for one in fleet.state.groups.all()] == ["two"]
+    assert browser.form("/devices/groups", {"csrf": csrf, "filter": chosen, "name": "Two!"}).status == 400
+    fleet.state.groups.remove("two", 1.0)
+
+
 def test_a_removed_device_is_gone(fleet: WebFleet, operator: Client, admin: Client) -> None:
     """Only an administrator ends the life of a device."""
     assert operator.send("DELETE", "/api/v1/devices/pi-0003").status == 403
