@@ -39,7 +39,6 @@ MOST_BYTES = 19_000  # of the keyword model with --aim size
 LEAST_AGREEMENT = 0.97
 KEYWORD_BUDGET = ("--max-drop", str(1 - LEAST_AGREEMENT))  # without labels, quality is agreement with the float model
 MAX_DROP = 0.01
-KEYWORD_POINT = ("--metric", "expected-accuracy", "--max-drop", str(MAX_DROP))  # within the point, as float foretells
 DIGITS_DROP = 0.015  # on test.npz, from the float model
 DIGITS_BYTES, DIGITS_COST = 0.25, 0.5  # of stock static int8's bytes, and of the best stock file's instructions
 KEYWORD_COST = {"raspberry-pi-4": 1.0e6, "raspberry-pi-5": 0.585e6}
@@ -120,7 +119,7 @@ def _keywords(folder: Path) -> list[Figure]:
     stock = convert.stock_files(*paths, folder / "stock", convert.accuracy_of(test["y"]))
     least = _accuracy(whole, test["y"]) - MAX_DROP
     return figures + _costs(
-        "keywords", (paths[0], unlabeled), stock, folder, *KEYWORD_POINT, least=least, test=test, reach=KEYWORD_COST
+        "keywords", (paths[0], unlabeled), stock, folder, *KEYWORD_BUDGET, least=least, test=test, reach=KEYWORD_COST
     )
 
 

@@ -18,7 +18,7 @@ from converters.graph.stated import DataArray, Stated
 from converters.graph.task import detect_task
 from converters.quality.drop import Drop
 from converters.quality.judging import Scores
-from converters.quality.metrics import WITHOUT_LABELS, find_metric, fitted, score
+from converters.quality.metrics import AGREEMENT, find_metric, fitted, score
 from converters.quality.parity import Parity
 from converters.quality.parity import compare as compare_answers
 from edgekit.bundle.manifest import MANIFEST_NAME, Manifest, parse_manifest
@@ -72,7 +72,7 @@ def _compared(a: _Model, b: _Model, samples: Samples, metric: str | None, confid
     answers_a, answers_b = answers_to(a.run, samples), answers_to(b.run, samples)
     output = a.decision or next(iter(answers_a))
     used = fitted(find_metric(metric, samples.labels, decisions=bool(a.decision)), answers_a[output])
-    labels = answers_a[output] if used.name in WITHOUT_LABELS or samples.labels is None else samples.labels
+    labels = answers_a[output] if used.name == AGREEMENT or samples.labels is None else samples.labels
     scores_a, scores_b = (score(used, answers[output], labels) for answers in (answers_a, answers_b))
     return Comparison(
         used.name,

@@ -40,20 +40,6 @@ def expected_drop(reference: Array, answers: Array, labels: Array) -> float:
     return float(np.sum(probabilities[each, before[rows]] - probabilities[each, after[rows]]) / len(reference))
 
 
-def expected_accuracy(outputs: Array, reference: Array) -> Array:
-    """The probability (N,), by the float model, that the class of each row of `outputs` is the true one.
-
-    Its mean is the expected accuracy if the float model's probabilities are true. Those of a model that is too sure of
-    itself show a larger drop for each changed decision, up to the share of changed decisions (the metric agreement).
-
-    Args:
-        outputs, reference: Class scores (N, classes) of a model and of the float model.
-    """
-    logs = reference.astype(np.float64) if are_logits(reference) else np.log(np.maximum(reference, TINY))
-    found: Array = np.exp(_log_probabilities(logs, 1.0))[np.arange(len(outputs)), outputs.argmax(axis=1)]
-    return found
-
-
 def _surprise(logs: Array, labels: Array, temperature: float) -> float:
     """The mean negative log likelihood of the labels; 0 without any."""
     if not len(labels):

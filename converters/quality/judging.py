@@ -19,7 +19,7 @@ from converters.data.streams import stream_means
 from converters.quality.confidence import likely_method
 from converters.quality.drop import ClassDrop, Drop, Judgement, OutputDrop
 from converters.quality.expected_drop import expected_drop
-from converters.quality.metrics import ACCURACY, AUC, WITHOUT_LABELS, Metric, drop_of, fitted, score, stream_drop
+from converters.quality.metrics import ACCURACY, AGREEMENT, AUC, Metric, drop_of, fitted, score, stream_drop
 from edgekit.errors import DataError
 from edgekit.tensors import Array
 
@@ -43,7 +43,7 @@ class JudgedOutput(msgspec.Struct, frozen=True):
         Raises:
             DataError: there are no labels, and the metric needs them.
         """
-        if self.metric.name in WITHOUT_LABELS:
+        if self.metric.name == AGREEMENT:
             return answers[self.name]
         if labels is not None:
             return labels

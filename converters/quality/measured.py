@@ -10,7 +10,7 @@ from converters.quality.drop import ClassDrop, Drop, Judgement, OutputDrop
 from edgekit.bundle.manifest import Cost
 from edgekit.bundle.recipe import Recipe
 
-SHARES = ("accuracy", "label-accuracy", "agreement", "expected-accuracy", "auc")  # metrics from 0 to 1
+SHARES = ("accuracy", "label-accuracy", "agreement", "auc")  # metrics from 0 to 1
 OTHER_MAX_DROP = 0.01  # of the closeness of outputs beside a decision output whose metric is not among these
 
 

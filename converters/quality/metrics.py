@@ -12,15 +12,13 @@ import numpy as np
 from converters.data.streams import stream_means
 from converters.quality.confidence import paired_drop
 from converters.quality.drop import DELONG, Drop
-from converters.quality.expected_drop import expected_accuracy
 from edgekit.bundle.spread import scaled_distances, spreads
 from edgekit.errors import DataError, SettingsError
 from edgekit.tensors import Array
 
 Scores = Callable[[Array, Array], Array]
 ACCURACY, AGREEMENT, AUC = "accuracy", "agreement", "auc"
-EXPECTED_ACCURACY, LABEL_ACCURACY = "expected-accuracy", "label-accuracy"
-WITHOUT_LABELS = (AGREEMENT, EXPECTED_ACCURACY)  # compare with the float model's answers, also where there are labels
+LABEL_ACCURACY = "label-accuracy"
 ERRORS = ("mse", "mae")
 
 
@@ -28,8 +26,7 @@ class Metric(msgspec.Struct, frozen=True):
     """A metric by name.
 
     Attributes:
-        name: ``accuracy``, ``label-accuracy``, ``agreement``, ``expected-accuracy``, ``mse``, ``mae``, ``auc`` or
-            ``module:function``.
+        name: ``accuracy``, ``label-accuracy``, ``agreement``, ``mse``, ``mae``, ``auc`` or ``module:function``.
         scores: (outputs, labels) -> one score per sample (N,), higher is better.
         error: True where the reported value is an error (lower is better): the mean of the negated scores.
         limits: The lowest and highest possible score, for exact bounds; None where they are unknown.
@@ -71,7 +68,7 @@ def find_metric(name: str | None, labels: Array | None, *, decisions: bool = Tru
         raise SettingsError(
             f"there is no metric {name!r}", advice=f"Metrics: {', '.join(_BUILT_IN)}, or your own as module:function."
         )
-    if name not in WITHOUT_LABELS and labels is None:
+    if name != AGREEMENT and labels is None:
         raise DataError(f"metric {name} needs labels", advice="Add an array 'y' to the data file.")
     if name == ACCURACY and labels is not None and (labels.dtype.kind not in "iu" or labels.ndim != 1):
         raise DataError(
@@ -91,12 +88,7 @@ def find_metric(name: str | None, labels: Array | None, *, decisions: bool = Tru
         )
     if name == AGREEMENT and not decisions:
         return Metric(name, _closeness, limits=(0.0, 1.0))
-    if name == EXPECTED_ACCURACY and not decisions:
-        raise SettingsError(
-            f"metric {name} is for class scores, one for each class",
-            advice="Use agreement, or say --task classification if the output has them.",
-        )
-    limits = (0.0, 1.0) if name in (EXPECTED_ACCURACY, LABEL_ACCURACY) else None
+    limits = (0.0, 1.0) if name == LABEL_ACCURACY else None
     return Metric(name, _BUILT_IN[name], error=name in ERRORS, limits=limits)
 
 
@@ -299,7 +291,6 @@ _BUILT_IN: dict[str, Scores] = {
     ACCURACY: _accuracy,
     LABEL_ACCURACY: _label_accuracy,
     AGREEMENT: _agreement,
-    EXPECTED_ACCURACY: expected_accuracy,
     "mse": _squared,
     "mae": _absolute,
     AUC: _placements,

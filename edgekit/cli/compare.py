@@ -16,9 +16,7 @@ from edgekit.cli.common.numbers import Number
 @click.argument("second", metavar="B", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Samples (.npz, .npy).")
 @click.option("--test", type=click.Path(path_type=Path), help="More samples, with a result of their own.")
-@click.option(
-    "--metric", help="accuracy, label-accuracy, mse, mae, auc, agreement, expected-accuracy, or module:function."
-)
+@click.option("--metric", help="accuracy, label-accuracy, mse, mae, auc, agreement, or module:function.")
 @click.option(
     "--confidence", type=Number(), default=0.95, show_default=True, help="Confidence of the bounds on the drop."
 )

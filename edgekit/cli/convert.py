@@ -54,8 +54,7 @@ _Value = TypeVar("_Value", str, float)
     "--metric",
     multiple=True,
     metavar="[OUTPUT=]NAME",
-    help="accuracy, label-accuracy, mse, mae, auc, agreement, expected-accuracy, or module:function; "
-    "OUTPUT=NAME for another output.",
+    help="accuracy, label-accuracy, mse, mae, auc, agreement, or module:function; OUTPUT=NAME for another output.",
 )
 @click.option(
     "--task",

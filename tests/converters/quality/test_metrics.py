@@ -3,7 +3,7 @@ import pytest
 
 from converters.quality.confidence import paired_drop, upper_share
 from converters.quality.drop import samples_needed
-from converters.quality.metrics import drop_of, find_metric, fitted, score
+from converters.quality.metrics import find_metric, fitted, score
 from edgekit.errors import DataError, SettingsError
 
 
@@ -107,21 +107,6 @@ def test_metric_that_needs_labels_says_so():
     """The error of accuracy without labels asks for y."""
     with pytest.raises(DataError, match="needs labels"):
         find_metric("accuracy", None)
-
-
-def test_expected_accuracy_is_what_the_float_model_foretells():
-    """A changed decision between two likely classes costs their difference, one that the model is sure of all of it."""
-    reference = np.array([[0.5, 0.4, 0.1], [1.0, 0.0, 0.0], [0.2, 0.2, 0.6]])
-    answers = np.array([[0.3, 0.4, 0.3], [0.2, 0.8, 0.0], [0.1, 0.0, 0.9]])
-    metric = find_metric("expected-accuracy", None)
-    before, after = score(metric, reference, reference), score(metric, answers, reference)
-    assert before == pytest.approx([0.5, 1.0, 0.6], abs=1e-6)
-    assert after == pytest.approx([0.4, 0.0, 0.6], abs=1e-6)
-    logits = np.log(np.maximum(reference, 1e-9)) + 3.0
-    assert score(metric, answers, logits) == pytest.approx(after, abs=1e-6)
-    assert drop_of(metric, before, after, reference, 0.95).value == pytest.approx(1.1 / 3)
-    with pytest.raises(SettingsError, match="is for class scores"):
-        find_metric("expected-accuracy", None, decisions=False)
 
 
 def test_metric_function_that_raises_is_a_data_error(tmp_path, monkeypatch):
