@@ -187,12 +187,18 @@ def _json_items(name: str, dtype: DType, shape: Sequence[int], data: msgspec.Raw
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         nested = _decode_any(name, data)
         if not (isinstance(nested, list) and nested and isinstance(nested[0], list)):
-            raise DataError(f"{name}: data is not {NAMES[dtype]}: {error}") from error
+            raise _not_of(name, dtype, error) from error
     try:
         items = msgspec.convert(_flatten(name, shape, nested), _LISTS[dtype])
         return items
     except msgspec.MsgspecError as error:
-        raise DataError(f"{name}: data is not {NAMES[dtype]}: {error}") from error
+        raise _not_of(name, dtype, error) from error
+
+
+def _not_of(name: str, dtype: DType, error: Exception) -> DataError:
+    """The error of elements of another kind."""
+    hint = "; null often stands for NaN, which has no form in JSON: send binary data" if "`null`" in str(error) else ""
+    return DataError(f"{name}: data is not {NAMES[dtype]}: {error}{hint}")
 
 
 def _decode_any(name: str, data: msgspec.Raw) -> Any:

@@ -165,6 +165,7 @@ def test_bytes_that_are_not_text_need_binary() -> None:
         (request(tensor([1, 2], datatype="BYTES")), "not BYTES"),
         (request(tensor("text", datatype="BYTES")), "not BYTES"),
         (request(tensor([1, 2], datatype="FP16")), "FP16 has no JSON form"),
+        (request(tensor([1, None])), "got `null` - at `$[1]`; null often stands for NaN"),
         (request(tensor(binary_data_size=8)), "0 bytes are left"),
         (request(tensor(binary_data_size=-8)), "expected a number of bytes"),
         (request(tensor(binary_data_size=True)), "expected a number of bytes"),
