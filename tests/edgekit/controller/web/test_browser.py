@@ -47,6 +47,31 @@ def test_a_page_has_no_serious_finding(fleet: WebFleet, tab: Browser, path: str)
     assert tab.findings("color-contrast") == []
 
 
+@pytest.mark.parametrize("path", ["/devices/pi-0001", "/devices?filter=online", "/alarms"])
+@pytest.mark.parametrize("width", [1100, 360])
+def test_every_form_of_an_operator_can_be_seen_whole(fleet: WebFleet, tab: Browser, path: str, width: int) -> None:
+    """None leaves the window at its left or right, and none is cut off by the table that it is in."""
+    tab.open(fleet.url + "/login")
+    tab.run(f"document.querySelector('input[name=token]').value = '{fleet.tokens['operator']}'")
+    tab.run("window.before = true; document.querySelector('main form').submit()")
+    tab.until("!window.before && document.readyState === 'complete'")
+    tab.size(width, 900)
+    tab.open(fleet.url + path)
+    script = """[...document.querySelectorAll("details.action")].flatMap(one => {
+        one.open = true;
+        const form = one.querySelector("form"), box = form.getBoundingClientRect();
+        const around = (form.closest(".scroll") || document.documentElement).getBoundingClientRect();
+        const fits = box.left >= 0 && box.right <= innerWidth && box.bottom <= around.bottom + 1;
+        one.open = false;
+        return fits ? [] : [form.action];
+    })"""
+    assert tab.run("document.querySelectorAll('details.action').length") > 0
+    assert tab.run(script) == []
+    tab.run("document.querySelectorAll('main details').forEach(one => one.open = true)")
+    assert tab.findings() == []
+    tab.call("Network.clearBrowserCookies")
+
+
 def test_the_findings_are_real(fleet: WebFleet, tab: Browser) -> None:
     """axe runs in these pages: a field without a name is found."""
     tab.open(f"{fleet.url}/devices")
