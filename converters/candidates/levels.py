@@ -10,7 +10,7 @@ import onnx
 
 from converters.backends import ConversionContext
 from converters.cache import CacheScope
-from converters.cost.estimate import channel_block, estimate
+from converters.cost.estimate import computes_in_float, estimate
 from converters.graph.graph import Graph
 from converters.passes.channels.dead_channels import layer_channels
 from converters.progress import StepCallback, no_step
@@ -28,6 +28,7 @@ FAULT = "Channels were not pruned, because pruning failed on this model: {error}
 FIXED = "No layer of this model can lose channels that are not dead."
 FAST_MACS = 5e9  # of the calibration split
 CACHED_BYTES = 32 << 20  # larger graphs are made again
+COMPUTED_TOGETHER = 8  # outputs of a float product, which with 50 takes more instructions than with 56 (`is_partial`)
 NEAR = 0.05  # a level that misses its share by more is not used: the graph cannot shrink so far
 
 
@@ -286,7 +287,7 @@ class Levels:
         """The level; one without parameters where the graph cannot shrink so far."""
         plain = Recipe(cheapest.precision)
         costs = parameters if aim == "size" else (lambda graph: estimate(graph, profile, plain).value)
-        block = 1 if aim == "size" else channel_block(profile, plain)
+        block = COMPUTED_TOGETHER if aim != "size" and computes_in_float(plain) else 1
         level = self.pruner.level(share, costs, name, block)
         if not level.kept or level.left > share + NEAR:
             return PruningLevel(WHOLE, share, level.left, 0.0, 0.0)

@@ -38,7 +38,6 @@ MEDIAN_ERRORS = {"float32": 0.02, "float16": 0.02, WEIGHTS: 0.02, STATIC: 0.04, 
 FOUR_BIT_ERROR = 0.05
 PER_CALL = 350.0  # instructions per operator of a loop's body and step, and per operator outside delegates
 PER_WRITE = 8.0  # instructions per value that a loop writes, at each step
-LEAST_BLOCK = 8  # channels; float vectors hold 4 to 8, and accelerators compute 8 or more together
 REPEATING = (*RECURRENT, "Loop", "Scan")
 # These are fused into other operators, or only change the shape.
 FREE = ("Clip", "Flatten", "Identity", "Relu", "Reshape", "Squeeze", "Unsqueeze")
@@ -52,12 +51,14 @@ class Kernels(msgspec.Struct, frozen=True):
         block: Inputs and outputs of a layer are padded to multiples of these sizes.
         per_row: Instructions per row that is quantized at run time; a pointwise convolution has one row per position.
         unpacked: Instructions per 4-bit weight that is unpacked at every run, by class of layer.
+        partial: Factor for a pointwise convolution and a dense layer with `is_partial` outputs.
     """
 
     per_mac: dict[str, float]
     block: tuple[int, int] = (1, 1)
     per_row: float = 0.0
     unpacked: dict[str, float] = {}
+    partial: dict[str, float] = {}
 
 
 class Core(msgspec.Struct, frozen=True):
@@ -86,11 +87,12 @@ def _kinds(conv: float, depthwise: float, dense: float) -> dict[str, float]:
     return {CONV: conv, DEPTHWISE: depthwise, DENSE: dense}
 
 
+_PARTIAL = {CONV: 1.52, DENSE: 3.75}  # counted: 9 to 204 outputs with LiteRT 2.3.0
 _FLOAT_UNPACKED = _kinds(5.5, 0.0, 1.0)
 
 NEON = Core(  # without int8 dot product: Cortex-A53, A72
     {
-        FLOAT: Kernels(_kinds(0.39, 1.34, 0.48), (1, 8), unpacked=_FLOAT_UNPACKED),
+        FLOAT: Kernels(_kinds(0.39, 1.34, 0.48), (1, 8), unpacked=_FLOAT_UNPACKED, partial=_PARTIAL),
         INT8: Kernels(_kinds(0.33, 1.41, 0.33), (8, 8)),
         INT8_DYNAMIC: Kernels(_kinds(0.41, 1.34, 0.37), (8, 16), per_row=195.0),
         INT4: Kernels(_kinds(0.36, 1.41, 0.70), unpacked=_kinds(10.5, 0.0, 0.0)),
@@ -101,7 +103,7 @@ NEON = Core(  # without int8 dot product: Cortex-A53, A72
 )
 DOT_PRODUCT = Core(  # Cortex-A55, A76 and later; depthwise convolutions gain little from it
     {
-        FLOAT: Kernels(_kinds(0.38, 1.37, 0.46), (1, 8), unpacked=_FLOAT_UNPACKED),
+        FLOAT: Kernels(_kinds(0.38, 1.37, 0.46), (1, 8), unpacked=_FLOAT_UNPACKED, partial=_PARTIAL),
         INT8: Kernels(_kinds(0.12, 1.06, 0.14), (4, 16)),
         INT8_DYNAMIC: Kernels(_kinds(0.11, 1.37, 0.22), (4, 16), per_row=695.0),
         INT4: Kernels(_kinds(0.175, 1.06, 0.17), unpacked=_kinds(6.3, 0.0, 0.0)),
@@ -147,14 +149,14 @@ def median_error(profile: TargetProfile, runtime: str, recipe: Recipe) -> float 
     return FOUR_BIT_ERROR if recipe.int4_layers else MEDIAN_ERRORS.get(recipe.precision, MEDIAN_ERRORS["float32"])
 
 
-def channel_block(profile: TargetProfile, recipe: Recipe) -> int:
-    """The number of output channels that a layer of `recipe` computes together: fewer cost as much, or even more.
+def is_partial(outputs: int) -> bool:
+    """True for numbers of outputs for which XNNPACK computes a float product in other, slower kernels than for 8."""
+    return 0 < outputs % 8 < 7
 
-    XNNPACK's float kernels compute 8 (50 channels of a pointwise convolution take 1.4 times the instructions of 56).
-    """
-    if profile.speed:
-        return LEAST_BLOCK
-    return max(core_of(profile).kernels[_kind(recipe, four_bit=False)].block[1], LEAST_BLOCK)
+
+def computes_in_float(recipe: Recipe) -> bool:
+    """True where the layers of a recipe compute in float, apart from single ones."""
+    return _kind(recipe, four_bit=False) == FLOAT
 
 
 def core_of(profile: TargetProfile) -> Core:
@@ -195,7 +197,7 @@ def _instructions(graph: Graph, core: Core, recipe: Recipe, overhead: Overhead) 
         kind = FLOAT if name in recipe.float_layers else _kind(recipe, four_bit=name in recipe.int4_layers)
         kernels, sort = core.kernels[kind], _class_of(node)
         weights = sum(one.constants[name].size for name in node.input[1:3] if name in one.constants)
-        filled = macs.get(node.output[0], 0) * (1.0 if sort == DEPTHWISE else _padding_factor(node, one, kernels.block))
+        filled = macs.get(node.output[0], 0) * (1.0 if sort == DEPTHWISE else _padding_factor(node, one, kernels))
         total += filled * kernels.per_mac[sort] + _steps(node, one, core)
         streamed += weights * {FLOAT: 4.0, INT4: 0.5, INT4_DYNAMIC: 0.5}.get(kind, 1.0)
         if sort != DEPTHWISE:  # depthwise layers of dynamic files compute in float
@@ -207,8 +209,8 @@ def _instructions(graph: Graph, core: Core, recipe: Recipe, overhead: Overhead) 
     return total + core.per_byte * max(0.0, streamed - core.cache_bytes)
 
 
-def _padding_factor(node: Any, one: Graph, block: tuple[int, int]) -> float:
-    """Factor of additional multiply-adds because a layer's inputs and outputs are padded to whole blocks."""
+def _padding_factor(node: Any, one: Graph, kernels: Kernels) -> float:
+    """Factor of the work because a layer's inputs and outputs are padded to whole blocks, or computed one by one."""
     shape = one.shapes.get(node.input[1], ())
     if None in shape or len(shape) < 2:
         return 1.0
@@ -223,7 +225,11 @@ def _padding_factor(node: Any, one: Graph, block: tuple[int, int]) -> float:
     else:
         makes = (one.shapes.get(node.output[0]) or (1,))[-1] or 1
         reads = [sizes[-2] if sizes[-1] == makes else sizes[-1]]
-    return sum(_round_up(size, block[0]) for size in reads) / sum(reads) * _round_up(makes, block[1]) / makes
+    read = sum(_round_up(size, kernels.block[0]) for size in reads) / sum(reads)
+    sort = _class_of(node)
+    if sort in kernels.partial and is_partial(makes) and (sort == DENSE or _window(node, one) == 1):
+        return read * kernels.partial[sort]
+    return read * _round_up(makes, kernels.block[1]) / makes
 
 
 def _rows(node: Any, one: Graph) -> int:

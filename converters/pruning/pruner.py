@@ -9,7 +9,7 @@ import msgspec
 from threadpoolctl import threadpool_limits
 
 from converters.data.samples import Samples
-from converters.graph.graph import Graph
+from converters.graph.graph import Graph, label
 from converters.passes.channels.groups import Channels, without
 from converters.passes.channels.rules import channels_of
 from converters.passes.stepping import chunks_of
@@ -105,7 +105,8 @@ class ChannelPruner:
             share: From 0 to 1.
             costs: The cost of a graph, in any unit.
             name: Name of this cost, under which the path is stored.
-            block: Layers keep a multiple of so many channels, where they have at least twice as many.
+            block: Dense layers and pointwise convolutions keep a multiple of so many channels, where they have at least
+                twice as many.
         """
         with threadpool_limits(1):
             if name not in self._paths:
@@ -191,8 +192,25 @@ class ChannelPruner:
 
     def _removed(self, steps: Sequence[Step], position: float, block: int) -> Array:
         counts = removed_after(steps, position, len(self.families))
-        pairs = zip(counts, self.families, strict=True)
-        return self._removed_counts([whole_blocks(count, family.width, block) for count, family in pairs])
+        return self._removed_counts(
+            [
+                whole_blocks(count, family.width, block if self._products.intersection(family.layers) else 1)
+                for count, family in zip(counts, self.families, strict=True)
+            ]
+        )
+
+    @cached_property
+    def _products(self) -> set[str]:
+        """The layers that are one matrix product: dense ones and pointwise convolutions."""
+        constants = self.graph.constants
+        return {
+            label(node)
+            for node in self.graph.nodes
+            if node.op_type in ("Gemm", "MatMul")
+            or (
+                node.op_type == "Conv" and node.input[1] in constants and set(constants[node.input[1]].shape[2:]) == {1}
+            )
+        }
 
     def _removed_counts(self, counts: Sequence[int]) -> Array:
         orders = [one.order for one in self._ranking.eliminations]
