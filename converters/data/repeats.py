@@ -13,8 +13,10 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from converters.data.samples import Samples, row_digests
+from edgekit.errors import DataError
 from edgekit.tensors import Array
 
+LEAST_DIFFERENT = 5  # samples; fewer cannot be split in three
 _MORE = 1.5  # times as many equal pairs as chance explains
 _LEAST, _LEAST_SHARE = 3, 0.01  # and so many beside, in pairs and as a share of the rows
 _ALIKE = 1.2  # times as many pairs with one equal half as pairs that are equal; by chance there are more
@@ -32,6 +34,9 @@ def without_copies(samples: Samples) -> Samples:
     Rows are copies where hardly any two rows have one half of their values in common and not the other. Where inputs
     have few values, many have, and rows that are equal by chance stay. Rows of one value throughout (silence, a blank
     image) stay, and so do rows of streams, where the order counts.
+
+    Raises:
+        DataError: hardly any sample is left, too few for any use.
     """
     if samples.stream is not None:
         return samples
@@ -46,6 +51,12 @@ def without_copies(samples: Samples) -> Samples:
     for row, identity in zip(varied, identities, strict=True):
         kept[row] = identity not in seen
         seen.add(identity)
+    count = int(kept.sum())
+    if count < LEAST_DIFFERENT:
+        raise DataError(
+            f"the {len(samples)} samples are copies of only {count}, expected at least {LEAST_DIFFERENT} that differ",
+            advice="Give samples as they come in use; 500 with labels can prove a budget of one point at 95 %.",
+        )
     return samples.take(np.flatnonzero(kept))
 
 

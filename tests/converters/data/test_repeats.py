@@ -10,6 +10,7 @@ from scipy.stats import binom
 
 from converters.data.repeats import copied, repeat_notes, repeated, without_copies
 from converters.data.samples import Samples, split_samples
+from edgekit.errors import DataError
 
 
 def digests(values: np.ndarray) -> list[bytes]:
@@ -112,3 +113,10 @@ def test_halves_are_found_for_several_inputs_and_odd_shapes() -> None:
     samples = Samples({name: np.concatenate([value, value]) for name, value in inputs.items()})
     assert len(without_copies(samples)) == 20
     assert without_copies(samples.take(slice(0, 20))).inputs["a"].shape == (20, 4, 3)
+
+
+def test_copies_of_a_few_samples_are_no_data() -> None:
+    """200 copies of three rows are refused by these numbers, not as three rows that the user never gave."""
+    rows = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    with pytest.raises(DataError, match="the 201 samples are copies of only 3, expected at least 5"):
+        without_copies(Samples({"x": np.tile(rows, (67, 1))}))
