@@ -6,6 +6,8 @@ import numpy as np
 
 from edgekit.tensors import Array, TensorSpec
 
+LOST_SHARE = 1e-3  # of the spread of an input, which rounding to float32 may take
+
 
 def in_type(value: Array, dtype: np.dtype) -> Array:
     """The same numbers in the model's type, or `value` as it is where `unfit` says why that cannot be.
@@ -32,6 +34,26 @@ def unfit(spec: TensorSpec, value: Array) -> list[str]:
     if _class(value.dtype) == _class(dtype) and value.size:
         return [f"{spec.name} holds {value.min()} to {value.max()}, which {dtype} cannot hold."]
     return []
+
+
+def lost_in_float32(name: str, value: Array) -> str:
+    """What float32 loses of an input (N, ...) in float64, where that is more than a share of its spread; else empty.
+
+    Time stamps are an example: near 1.7e9 seconds, float32 has steps of 128.
+    """
+    taken = value.dtype == np.float64 and value.size and np.isfinite(value).all()
+    if not taken or _beyond(value, np.dtype(np.float32)):
+        return ""
+    columns = value.reshape(len(value), -1)
+    lost = np.abs(columns - columns.astype(np.float32)).max(axis=0)
+    spread = columns.std(axis=0)
+    worst = int(np.argmax(lost / np.maximum(spread, np.finfo(np.float64).tiny)))
+    if lost[worst] <= LOST_SHARE * spread[worst] or not spread[worst]:
+        return ""
+    return (
+        f"float32 rounds values of input {name} near {columns[0, worst]:.4g} by up to {lost[worst]:.3g}, and they "
+        f"spread by only {spread[worst]:.3g}"
+    )
 
 
 def _beyond(value: Array, dtype: np.dtype) -> bool:

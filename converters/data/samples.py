@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from converters.data.element_types import in_type, unfit
+from converters.data.element_types import in_type, lost_in_float32, unfit
 from converters.data.image_folders import load_folder
 from converters.data.preprocessing import rows_from_arrays
 from converters.data.streams import STREAM, split_streams, stream_ids
@@ -24,7 +24,7 @@ from edgekit.mqtt.sample_reasons import SampleReason
 from edgekit.preprocess import Processor
 from edgekit.samples.table import PREFIX as COLLECTED
 from edgekit.samples.table import REASON
-from edgekit.tensors import Array, TensorSpec
+from edgekit.tensors import Array, DType, TensorSpec
 
 LABELS, OTHER_LABELS = "y", "y_"  # labels of the decision output, and the prefix for those of another output
 GROUPS = "group"
@@ -174,12 +174,24 @@ def load_samples(
     }
     if interface is not None:
         arrays = _of_interface(path, arrays, interface)
+        _require_float32(path, arrays, interface)
     if processor is not None:
         arrays = rows_from_arrays(processor, arrays)
     samples = _checked(path, arrays, beside, specs, tuple(classes))
     if reasons is not None:
         samples = msgspec.structs.replace(samples, reasons=_checked_reasons(path, reasons, len(samples)))
     return _in_streams(samples, streams) if feeds else samples
+
+
+def _require_float32(path: Path, arrays: Mapping[str, Array], interface: Interface) -> None:
+    """Check that inputs in float64 keep their values in float32, in which every artifact calculates."""
+    doubles = [one.spec.name for one in interface.inputs if one.spec.dtype is DType.FLOAT64]
+    faults = [fault for name in doubles if name in arrays and (fault := lost_in_float32(name, arrays[name]))]
+    if faults:
+        raise DataError(
+            f"{path}: {'; '.join(faults)}",
+            advice="Subtract the offset before the model, in data and on devices, and export the model for the rest.",
+        )
 
 
 def _checked_reasons(path: Path, reasons: Array, rows: int) -> Array:

@@ -158,6 +158,9 @@ def _reason(report: Report, candidate: CandidateReport, word: str, names: Mappin
         loss = (
             f"its cost is {cost} of the chosen one's" if word == "smaller" else f"it has {size_text(candidate.bytes)}"
         )
+        if word == "cheaper" and report.aim == "cost":  # equal costs, of which the smallest file is taken
+            error = "" if candidate.cost_error is None else f", whose median error is {candidate.cost_error:.0%},"
+            loss = f"the {candidate.cost.kind}{error} does not tell these costs apart, and {loss}"
         return f"It fits ({reason}), but {loss}"
     verdict = candidate.verdict.capitalize()
     return f"{verdict}: {reason.removeprefix('not tested: ')}"

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from converters.data.element_types import lost_in_float32
 from converters.data.samples import Samples, calibration_share, load_samples, split_samples
+from converters.graph.interface import Interface, SourceInput
 from edgekit.errors import DataError
 from edgekit.tensors import DType, TensorSpec
 
@@ -175,3 +177,22 @@ def test_labels_of_text_or_undefined_values_are_refused(tmp_path):
         load_samples(data(tmp_path / "d.npz", x=images(3), y=np.array(["a", "b", "c"])), [IMAGE])
     with pytest.raises(DataError, match="y: holds NaN"):
         load_samples(data(tmp_path / "d.npz", x=images(3), y=np.array([1.0, np.nan, 0.0])), [IMAGE])
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_values_that_float32_holds_are_taken(offset):
+    """Ordinary values, and a column that never changes."""
+    rows = offset + np.random.default_rng(0).normal(0, 100, (50, 3))
+    rows[:, 2] = 1.7e9 + 1
+    assert lost_in_float32("x", rows) == ""
+    assert lost_in_float32("x", rows.astype(np.float32)) == ""
+
+
+def test_time_stamps_that_float32_rounds_are_refused(tmp_path):
+    """A float64 model reads the hour of time stamps; in float32 they come in steps of 128 seconds."""
+    spec = TensorSpec("t", DType.FLOAT64, (None, 1))
+    interface = Interface((SourceInput(spec),), ())
+    rows = 1.7e9 + np.random.default_rng(0).random((50, 1)) * 86400
+    with pytest.raises(DataError, match=r"float32 rounds values of input t near 1\.7e\+09 by up to 6") as caught:
+        load_samples(data(tmp_path / "d.npz", t=rows), [TensorSpec("t", DType.FLOAT32, (None, 1))], interface=interface)
+    assert "Subtract the offset" in caught.value.advice

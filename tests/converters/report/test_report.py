@@ -170,3 +170,19 @@ def test_limits_in_an_explanation_are_those_of_each_output():
         "may be as much as 0.008 at 95% confidence; the limit is 0.005. Output boxes may lose as much as 0.04" in sure
     )
     assert "Output scores" not in sure
+
+
+def test_a_cheaper_candidate_that_fits_costs_the_same_within_the_error():
+    """With --aim cost the cheapest is taken, so the explanation says why it is not."""
+    why = explain(
+        report(
+            msgspec.structs.replace(
+                candidate(Recipe(), 2000, 99.0, (0.0, 0.005), "fits", "same answers"), cost_error=0.04
+            ),
+            candidate(Recipe(precision="int8"), 1700, 100.0, (0.001, 0.008), "chosen", "the smallest of equals"),
+        )
+    )
+    assert why.cheaper == (
+        "float32: costs 1 % less. It fits (same answers), but the estimate, whose median error is 4%, does not tell "
+        "these costs apart, and it has 1.95 KiB.",
+    )
