@@ -10,7 +10,7 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -238,21 +238,39 @@ class LiteRTBackend:
             bindings.bind(output_spec(logical, spec), f"output_{index}", permute)
             for index, (spec, permute) in enumerate(zip(graph.outputs, lowered.output_permutes, strict=True))
         )
+        given = input_bindings(
+            logical,
+            lambda spec: bindings.bind(spec, f"input_{places[spec.name]}", lowered.input_permutes[places[spec.name]]),
+        )
+        made = _joined(logical.logical_outputs, heads, outputs)
+        _require_batches([one for one in given if one.in_artifact], made)
         return Artifact(
             file="model.tflite",
             content=path.read_bytes(),
             runtime=LITERT,
-            inputs=input_bindings(
-                logical,
-                lambda spec: bindings.bind(
-                    spec, f"input_{places[spec.name]}", lowered.input_permutes[places[spec.name]]
-                ),
-            ),
-            outputs=_joined(logical.logical_outputs, heads, outputs),
+            inputs=given,
+            outputs=made,
             runtime_version=NEW_RUNTIME if _needs_new_runtime(path.read_bytes(), recipe) else "",
             calibration=self._context.calibration_bytes(recipe, self._context.fixed)
             if recipe.precision == STATIC
             else b"",
+        )
+
+
+def _require_batches(inputs: Sequence[Binding], outputs: Sequence[Binding]) -> None:
+    """Check that the rows of a batch can run one at a time: every output needs a batch to join them.
+
+    Raises:
+        ConversionError: an output has none, such as a constant.
+    """
+    if not any(None in one.spec.shape and one.artifact.shape[:1] == (1,) for one in inputs):
+        return
+    without = [one.spec.name for one in outputs if None not in one.spec.shape and not one.adds_axis]
+    if without:
+        kept = [one.spec.name for one in outputs if one.spec.name not in without]
+        raise ConversionError(
+            f"LiteRT runs the rows of a batch one at a time, and output {', '.join(without)} has no batch to join them",
+            advice=f"Export the model without it, or leave it out of an ONNX model: --cut {','.join(kept) or 'OUTPUT'}",
         )
 
 

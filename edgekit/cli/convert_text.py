@@ -90,7 +90,7 @@ def _print_rest(report: Report, prefix: str) -> None:
     if report.channels is not None:
         _print_sentences((report.channels.sentence,))
     if report.data == "random":
-        note("no --data: parity was measured on random inputs; quality is unknown and int8 was not tried")
+        note("no --data: parity was measured on random inputs; quality is unknown, and static int8 was not tried")
     if report.preprocess == "detected":
         note("clients may send JPEG or PNG; resizing is assumed to be bilinear (--preprocess FILE changes it)")
     click.echo(f"{prefix}{report.bundle}")

@@ -16,6 +16,7 @@ from converters.candidates.candidate import open_artifact, run_rows
 from converters.data.samples import Samples
 from converters.first_runs import require_equal
 from converters.framework_process import TensorFlowProcess
+from converters.frontends.onnx import canonical
 from converters.graph.graph import Graph
 from converters.passes.weights import with_constants
 from edgekit.bundle.recipe import PRECISIONS, RANGES, Recipe
@@ -301,6 +302,17 @@ def test_one_of_two_layers_with_the_same_weights_can_be_float(precision, child, 
     backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), samples, child, tmp_path))
     found = dtypes(backend.build(Recipe(precision, float_layers=("second",))))
     assert found == (["float16", "float16"] if precision == "int8-weights" else ["int8", "float32"])
+
+
+def test_output_without_a_batch_is_refused_by_name(child, tmp_path):
+    """Rows of a batch run one at a time, and nothing says how to join a constant of each run."""
+    nodes = [helper.make_node("Relu", ["x"], ["y"], name="relu"), helper.make_node("Identity", ["c"], ["z"], name="c")]
+    ends = {"y": ["n", 4], "z": [1]}
+    graph = canonical(models.model_of(nodes, {"x": ["n", 4]}, ends, {"c": np.ones(1, np.float32)}), "m.onnx")
+    backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), None, child, tmp_path))
+    with pytest.raises(ConversionError, match="output z has no batch") as caught:
+        backend.build(Recipe())
+    assert "--cut y" in caught.value.advice
 
 
 @pytest.mark.parametrize("precision", KINDS)
