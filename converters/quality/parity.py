@@ -220,6 +220,13 @@ def require(parity: Parity) -> None:
         ParityError: it changed an output by more.
     """
     if parity.excess > 1.0:
+        if parity.limit <= SMALLEST_LIMIT and float(parity.difference).is_integer():
+            raise ParityError(
+                f"step {parity.runtime} changed output {parity.output}, which holds whole numbers, by "
+                f"{parity.difference:.0f}; expected equal numbers",
+                advice="Where the model rounds its answers to whole numbers, runtimes may round an answer between two "
+                "differently: cut the model before the rounding with --cut OUTPUT[,OUTPUT].",
+            )
         raise ParityError(
             f"step {parity.runtime} changed output {parity.output} by {parity.difference:.3g}; "
             f"the limit is {parity.limit:.3g}",
