@@ -16,6 +16,7 @@ from edgekit.tensors import Array
 
 AT_ONCE = 64
 DAMPING = 1e-3  # share of a feature's own variance
+DROPPED = 0.25  # share of removed inputs at which they are left out of the matrices
 CONSTANT = 1e-9  # share of the mean variance, so that a constant feature has an inverse
 
 
@@ -80,11 +81,15 @@ class _State:
         owners = reader.owner[order]
         starts = np.searchsorted(owners, np.arange(units))
         ends = np.searchsorted(owners, np.arange(units), side="right")
-        self._columns = [order[start:end] for start, end in zip(starts, ends, strict=True)]
-        sizes = {len(columns) for columns in self._columns} - {0}
-        self._present = np.array([len(columns) > 0 for columns in self._columns])
-        one_size = len(sizes) == 1
-        self._stacked = np.stack([c for c in self._columns if len(c)]) if one_size else None  # (P, S)
+        self._gone = np.zeros(size, dtype=bool)
+        self._place([order[start:end] for start, end in zip(starts, ends, strict=True)])
+
+    def _place(self, columns: list[Array]) -> None:
+        """Take the columns of each unit."""
+        self._columns = columns
+        sizes = {len(one) for one in columns} - {0}
+        self._present = np.array([len(one) > 0 for one in columns])
+        self._stacked = np.stack([one for one in columns if len(one)]) if len(sizes) == 1 else None  # (P, S)
 
     def costs(self, left: Array) -> Array:
         """The cost of removing each unit next (units,), as a share of the output energy."""
@@ -121,3 +126,14 @@ class _State:
         self._inverse[columns] = 0.0
         self._inverse[:, columns] = 0.0
         self._inverse[columns, columns] = 1.0
+        self._gone[columns] = True
+        if self._gone.sum() > DROPPED * len(self._gone):
+            self._drop_gone()
+
+    def _drop_gone(self) -> None:
+        """Leave the removed columns out: they are zero, and only cost time."""
+        stay = np.flatnonzero(~self._gone)
+        number = np.cumsum(~self._gone) - 1
+        self._inverse, self._weights = self._inverse[np.ix_(stay, stay)], self._weights[:, stay]
+        self._place([number[one[~self._gone[one]]] for one in self._columns])
+        self._gone = np.zeros(len(stay), dtype=bool)
