@@ -85,7 +85,8 @@ def test_interrupted_search_says_what_it_has_and_goes_on_from_there(tmp_path, jo
 
 
 STARTING = """
-import time, joblib
+import signal, time, joblib
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in processes that a shell starts in the background
 from converters.candidates.task_pool import TaskPool
 def sleep(context):
     time.sleep(60)

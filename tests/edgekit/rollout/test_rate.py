@@ -126,7 +126,7 @@ def test_without_a_rate_all_devices_of_a_wave_get_it_at_once():
 @pytest.mark.parametrize(
     ("plan", "fault"),
     [
-        ({"per_hour": math.nan}, "per_hour is nan, expected 0.01 to 1e"),
+        ({"per_hour": math.nan}, "per_hour is nan, expected 0.01 to 1000000"),
         ({"per_hour": math.inf}, "per_hour is inf"),
         ({"per_hour": -1.0}, "per_hour is -1"),
         ({"per_hour": 1e-300}, "per_hour is 1e-300"),
