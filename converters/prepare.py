@@ -12,7 +12,7 @@ from converters.candidates.test_set import TestSet, score_float_model
 from converters.canonical import canonical_of
 from converters.data.preprocessing import Steps, choose_steps, with_after
 from converters.data.random_inputs import RandomInputs, plausible_samples
-from converters.data.repeats import repeat_notes, without_copies
+from converters.data.repeats import different_samples, repeat_notes
 from converters.data.samples import (
     CALIBRATION_SHARE,
     Samples,
@@ -93,7 +93,7 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
     with step("read the samples"):
         classes = preprocessing.labels if preprocessing else ()
         data = load_samples(plan.data, specs, processor, classes, interface) if plan.data is not None else None
-        different = without_copies(data) if data is not None else None
+        different = different_samples(data) if data is not None else None
         split = _split(plan, different) if different is not None else None
         repeats = repeat_notes(data, different) if data is not None and different is not None else []
         test = load_samples(plan.test, specs, processor, classes, interface) if plan.test is not None else None

@@ -20,7 +20,7 @@ from converters.cascade.certifying import (
     share_bound,
 )
 from converters.cascade.scores import area, below_ties, fit_temperature, functions, tied
-from converters.data.repeats import copied, repeated, without_copies
+from converters.data.repeats import copied, different_samples, repeated
 from converters.data.samples import CALIBRATION_SHARE, CHOICE_SHARE, Samples, row_digests, split_samples
 from edgekit.bundle.manifest import Task
 from edgekit.certificate.document import ACCURACY, KEPT_ACCURACY, REGRET, Bound, Bounded, Certificate
@@ -156,7 +156,7 @@ def calibrate(
             f"the target {promise.target} needs labels, and the data has none",
             advice="Add class indices as y, or use --regret, which needs none.",
         )
-    given, samples = len(samples), without_copies(samples)
+    given, samples = len(samples), different_samples(samples)
     digests = row_digests(samples)
     if unlabelled is not None:
         _check_apart(digests, row_digests(unlabelled))

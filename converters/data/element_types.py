@@ -37,7 +37,7 @@ def unfit(spec: TensorSpec, value: Array) -> list[str]:
 
 
 def lost_in_float32(name: str, value: Array) -> str:
-    """What float32 loses of an input (N, ...) in float64, where that is more than a share of its spread; else empty.
+    """The loss of an input (N, ...) in float64 by float32, where it is more than a share of its spread; else empty.
 
     Time stamps are an example: near 1.7e9 seconds, float32 has steps of 128.
     """

@@ -34,9 +34,6 @@ def without_copies(samples: Samples) -> Samples:
     Rows are copies where hardly any two rows have one half of their values in common and not the other. Where inputs
     have few values, many have, and rows that are equal by chance stay. Rows of one value throughout (silence, a blank
     image) stay, and so do rows of streams, where the order counts.
-
-    Raises:
-        DataError: hardly any sample is left, too few for any use.
     """
     if samples.stream is not None:
         return samples
@@ -51,13 +48,23 @@ def without_copies(samples: Samples) -> Samples:
     for row, identity in zip(varied, identities, strict=True):
         kept[row] = identity not in seen
         seen.add(identity)
-    count = int(kept.sum())
-    if count < LEAST_DIFFERENT:
+    return samples.take(np.flatnonzero(kept))
+
+
+def different_samples(samples: Samples) -> Samples:
+    """As `without_copies`, for a proof.
+
+    Raises:
+        DataError: hardly any sample is left, too few to be split.
+    """
+    different = without_copies(samples)
+    if len(different) < min(LEAST_DIFFERENT, len(samples)):
         raise DataError(
-            f"the {len(samples)} samples are copies of only {count}, expected at least {LEAST_DIFFERENT} that differ",
+            f"the {len(samples)} samples are copies of only {len(different)}, expected at least {LEAST_DIFFERENT} that "
+            "differ",
             advice="Give samples as they come in use; 500 with labels can prove a budget of one point at 95 %.",
         )
-    return samples.take(np.flatnonzero(kept))
+    return different
 
 
 def repeat_notes(given: Samples, different: Samples) -> list[str]:

@@ -87,7 +87,7 @@ _NOTE = (
 
 
 def _note(specs: Sequence[TensorSpec], values: Mapping[str, Array], labels: Array | None) -> str:
-    """What the user should name, where the outputs may be scores; empty where nothing suggests it."""
+    """Advice to name the task, where the outputs may be scores; empty where nothing suggests it."""
     for spec in specs:
         if _in_range(values.get(spec.name)):
             return _NOTE.format(spec.name, _FROM_0_TO_1)

@@ -17,7 +17,7 @@ from converters.recheck.messages import GOLDEN, PROOF
 from converters.recheck.running import RowSet
 from edgekit.bundle.golden import read_golden
 from edgekit.bundle.manifest import ROLE_GOLDEN, ROLE_REPORT, Manifest
-from edgekit.errors import ManifestError
+from edgekit.errors import DataError, ManifestError
 
 
 class Split(msgspec.Struct, frozen=True):
@@ -104,9 +104,12 @@ def _proof(samples: Samples, split: Split | None) -> tuple[Samples, str]:
         return samples, "the bundle does not say which rows its proof had, so all rows were compared"
     different = without_copies(samples)
     for taken, together in ((different, False), (samples, True)):  # as conversions do now, and as release 0.1.0 did
-        if len(taken) < split.proof:
+        if len(taken) != split.calibration + split.choice + split.proof:
             continue
-        parts = split_samples(taken, split.calibration / len(taken), together=together)
+        try:
+            parts = split_samples(taken, split.calibration / len(taken), together=together)
+        except DataError:  # no conversion could split them, so these are other samples
+            continue
         if parts.digest == split.digest and len(parts.proof) == split.proof:
             return parts.proof, ""
     return samples, "these are not the samples of the conversion, so all rows were compared"

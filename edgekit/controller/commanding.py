@@ -54,7 +54,7 @@ class PlannedCommand(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Who gets a command.
+    """The devices that get a command.
 
     Attributes:
         commands: One for each device.
@@ -66,7 +66,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def plan_commands(state: FleetState, request: CommandRequest, to: str | Cohort, now: float, digests: Digests) -> Plan:
-    """What a command would send; nothing is stored.
+    """Make the plan of a command; nothing is stored.
 
     Args:
         state: The fleet.

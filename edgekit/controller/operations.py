@@ -299,7 +299,7 @@ class Operations:
         return send(self.state, plan_commands(self.state, request, name, now, self._digests), now, request.lasts)[0]
 
     def plan_commands(self, request: CommandRequest, text: str, targets: list[str], labels: dict[str, str]) -> Plan:
-        """What a command to all devices of a selection would send.
+        """Make the plan of a command to all devices of a selection; nothing is stored.
 
         Raises:
             SettingsError: nothing is selected by, or the filter cannot be read.

@@ -324,7 +324,7 @@ _BEHIND = _behind()  # built at import: building a statement takes longer than r
 
 
 def _address(url: str) -> tuple[str, str, int, str, str]:
-    """What two spellings of one address have in common: the case of the host and the usual port do not count."""
+    """An address in one spelling: the case of the host and the usual port do not count."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return parts.scheme, parts.hostname or "", port, parts.path or "/", parts.query

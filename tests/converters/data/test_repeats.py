@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from converters.data.repeats import copied, repeat_notes, repeated, without_copies
+from converters.data.repeats import copied, different_samples, repeat_notes, repeated, without_copies
 from converters.data.samples import Samples, split_samples
 from edgekit.errors import DataError
 
@@ -119,4 +119,4 @@ def test_copies_of_a_few_samples_are_no_data() -> None:
     """200 copies of three rows are refused by these numbers, not as three rows that the user never gave."""
     rows = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
     with pytest.raises(DataError, match="the 201 samples are copies of only 3, expected at least 5"):
-        without_copies(Samples({"x": np.tile(rows, (67, 1))}))
+        different_samples(Samples({"x": np.tile(rows, (67, 1))}))

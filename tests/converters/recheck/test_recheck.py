@@ -137,6 +137,11 @@ def test_the_proof_rows_of_the_conversion_are_found_again(tmp_path):
     rows, looked = proof_rows(made, tmp_path / "e.npz", split, 20)
     assert (len(rows), looked.n, looked.of) == (20, 20, 90)
     assert "not the samples of the conversion" in looked.note
+    np.savez(tmp_path / "twice.npz", x=np.concatenate([x, x]))  # a conversion leaves the copies out
+    rows, _ = proof_rows(made, tmp_path / "twice.npz", split, 1000)
+    np.testing.assert_array_equal(rows.inputs["x"], parts.proof.inputs["x"])
+    np.savez(tmp_path / "one.npz", x=np.repeat(x[:1], 90, axis=0))
+    assert proof_rows(made, tmp_path / "one.npz", split, 1000)[1].n == 90
 
 
 def test_a_bundle_without_a_report_has_the_default_budget(tmp_path):
