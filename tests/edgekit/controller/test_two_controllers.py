@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -61,6 +62,14 @@ class Site:
     def versions(self) -> set[str]:
         """Versions of the model that the devices run, by their last reports."""
         return {view.models["digits"].version for view in self.state.devices.views(time.time(), 90.0)}
+
+    def serves(self) -> bool:
+        """True if some controller serves the API; a standby tries every few seconds to take the address."""
+        try:
+            with urllib.request.urlopen(f"http://{self.api}/metrics") as reply:
+                return bool(reply.read())
+        except urllib.error.URLError:
+            return False
 
     def finished(self) -> bool:
         """True if the newest rollout has finished."""
@@ -134,6 +143,7 @@ def test_a_standby_finishes_what_a_killed_leader_began(site: Site) -> None:
     changes = Counter(one.what for one in site.state.audit.entries(limit=500, what="rollout"))
     assert changes["rollout.start"] == changes["rollout.finished"] == 1
     assert set(Counter(headers["webhook-id"] for headers, _ in hook.got).values()) == {1}
+    site.until(site.serves)
     with stopped(site.database), urllib.request.urlopen(f"http://{site.api}/metrics") as reply:
         lines = reply.read().decode().splitlines()
     assert "edgekit_controller_database 0" in lines, "alerts need an answer most while the database is away"
