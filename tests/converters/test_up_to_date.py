@@ -33,6 +33,7 @@ def call(tmp_path, onnx_folder):
             "data": tmp_path / "data.npz",
             "output": tmp_path / "out",
             "cache": cache,
+            "prune": "none",
             **choices,
         }
         return convert(tmp_path / "model.onnx", on_step=step, on_note=notes.append, **given), steps, notes
