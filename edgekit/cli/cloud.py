@@ -101,7 +101,7 @@ def serve(models: tuple[str, ...], every: bool, root: Path | None, target: str, 
     check_canaries(settings_group(CloudModelOptions, settings, prefix="cloud_"), own)
     entrance = open_entrance(settings, note)
     ignore_hangup()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before it serves, SIGTERM ends it as Ctrl-C does
+    signal.signal(signal.SIGTERM, _stop_before_serving)
     with scratch_folder("edgekit-cloud-") as folder:
         bundles = _bundles(settings, root or settings.keys / "root.json", folder)
         asyncio.run(_serve(settings, bundles, None if every else models, target, entrance))
@@ -182,6 +182,12 @@ async def _until(stopped: asyncio.Event, *works: Coroutine[Any, Any, None]) -> N
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _stop_before_serving(number: int, frame: object) -> None:
+    """End the command with status 0, as it ends when it serves; scratch files are removed on the way."""
+    note("stopped before a model was served")
+    raise SystemExit(0)
 
 
 def _hang_up(entrance: Entrance, follower: Follower) -> None:

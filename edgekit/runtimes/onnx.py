@@ -126,7 +126,8 @@ class OnnxRuntime:
             self._require(self.missing_providers, actual)
         if self.missing_providers:
             _log.warning(
-                "%s requested %s and runs on %s instead", self._name, ", ".join(self.missing_providers), self._provider
+                "%s requested %s and runs on %s instead; this ONNX Runtime has %s",
+                *(self._name, ", ".join(self.missing_providers), self._provider, ", ".join(sorted(available))),
             )
 
     def _failed(self, error: Exception) -> RuntimeLoadError:

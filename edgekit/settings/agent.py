@@ -41,6 +41,7 @@ from edgekit.settings.types import (
     FleetName,
     Positive,
     TagValue,
+    check_providers,
     check_tags,
     check_url,
 )
@@ -395,6 +396,7 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     def __post_init__(self) -> None:
         check_tags(self.tags)
+        check_providers("providers", self.providers)
         self._check_cloud_urls()
         if self.sample_key is None and (self.collect or self.collect_share):
             raise ValueError("collect, collect_share: set, but sample_key is not; name the operator's public key there")

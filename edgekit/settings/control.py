@@ -17,7 +17,17 @@ from edgekit.serving.models.options import (
     RunTimeoutSeconds,
     StreamIdleSeconds,
 )
-from edgekit.settings.types import BrokerCa, BrokerKey, BrokerUrl, Count, CountOrZero, FleetName, Port, Positive
+from edgekit.settings.types import (
+    BrokerCa,
+    BrokerKey,
+    BrokerUrl,
+    Count,
+    CountOrZero,
+    FleetName,
+    Port,
+    Positive,
+    check_providers,
+)
 
 
 class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -266,3 +276,6 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             "over the settings above."
         ),
     ] = {}
+
+    def __post_init__(self) -> None:
+        check_providers("cloud_providers", self.cloud_providers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -17,6 +17,15 @@ CountOrZero = Annotated[int, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0, le=MAX_SECONDS)]
 TagValue = Annotated[str, Meta(max_length=255)]
 MAX_TAGS = 20
+# Names that a version of ONNX Runtime from 1.17 on knows (`onnxruntime.get_all_providers()`), whatever is installed.
+PROVIDERS = tuple(
+    f"{name}ExecutionProvider"
+    for name in (
+        *("CPU", "CUDA", "Tensorrt", "NvTensorRTRTX", "OpenVINO", "Dnnl", "Xnnpack", "ACL", "ArmNN", "QNN", "SNPE"),
+        *("Nnapi", "VSINPU", "Rknpu", "CoreML", "Dml", "MIGraphX", "ROCM", "CANN", "VitisAI", "Tvm", "Azure", "Js"),
+        *("WebNN", "WebGpu"),
+    )
+)
 _TAG_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,57}")
 Port = Annotated[int, Meta(ge=0, le=65_535, extra={"unit": "TCP port"})]
 FleetName = Annotated[str, Meta(description="Name of the fleet. It is part of every MQTT topic.")]
@@ -62,3 +71,17 @@ def check_tags(tags: Mapping[str, str]) -> None:
         raise ValueError(f"tags has {len(tags)} keys, at most {MAX_TAGS} are allowed")
     if odd := [key for key in tags if not _TAG_KEY.fullmatch(key)]:
         raise ValueError(f"tags has the key {odd[0]!r}, expected up to 58 letters, digits, - and _")
+
+
+def check_providers(name: str, providers: Sequence[str]) -> None:
+    """Check that the setting `name` has execution providers that ONNX Runtime knows; they need not be installed.
+
+    Raises:
+        ValueError: one is unknown, which ONNX Runtime itself would skip without an error.
+    """
+    if odd := [one for one in providers if one not in PROVIDERS]:
+        import difflib  # only for this error
+
+        near = difflib.get_close_matches(odd[0], PROVIDERS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"{name} has {odd[0]!r}, {hint}expected one of {', '.join(PROVIDERS)}")

@@ -8,6 +8,7 @@ import pytest
 
 from edgekit.errors import SettingsError
 from edgekit.settings import AgentSettings, ControlSettings, load_settings
+from edgekit.settings.types import PROVIDERS
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -40,6 +41,21 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, key: str, nearest: str
     assert str(file) in str(caught.value)
     assert repr(key) in str(caught.value)
     assert repr(nearest) in caught.value.advice
+
+
+def test_an_execution_provider_that_onnx_runtime_does_not_know_is_an_error(tmp_path: Path) -> None:
+    """A misspelt name was skipped with a warning, and the model ran on the CPU."""
+    import onnxruntime
+
+    assert set(onnxruntime.get_all_providers()) <= set(PROVIDERS)
+    for kind, key in ((ControlSettings, "cloud_providers"), (AgentSettings, "providers")):
+        file = write(tmp_path, f'{key} = ["CUDAExecutionProvder", "CPUExecutionProvider"]\n')
+        flags = {"device": "d", "fleet": "f", "target": "x86-64"} if kind is AgentSettings else {}
+        said = f"{key} has 'CUDAExecutionProvder', did you mean 'CUDAExecutionProvider'. expected one of CPUExec"
+        with pytest.raises(SettingsError, match=said):
+            load_settings(kind, file=file, environ={}, flags=flags)
+        file = write(tmp_path, f'{key} = ["QNNExecutionProvider"]\n')
+        assert load_settings(kind, file=file, environ={}, flags=flags)
 
 
 def test_an_unknown_key_that_is_near_to_none_lists_all(tmp_path: Path) -> None:
