@@ -10,6 +10,7 @@ import click
 from edgekit.cli.lazy_group import LazyGroup
 from edgekit.cli.main import run as run_command
 from edgekit.cli.version import version_options
+from edgekit.repeats import limit_log_lines
 
 COMMANDS = {
     "run": ("device_agents.cli.run:run", "Run until interrupted."),
@@ -38,6 +39,7 @@ def agent(verbose: bool) -> None:
         level=logging.DEBUG if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    limit_log_lines()
     logging.getLogger("device_agents").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

@@ -23,6 +23,7 @@ from device_agents.threads import in_thread
 from device_agents.update.installed import InstalledModels
 from device_agents.watchdog import watched
 from edgekit.errors import EdgekitError, UnavailableError
+from edgekit.repeats import limit_log_lines
 from edgekit.serving.endpoints import Endpoints, open_endpoints
 from edgekit.serving.http.limits import Limits
 from edgekit.settings import AgentSettings, load_settings
@@ -77,6 +78,7 @@ async def run_agent(config: Path, flags: Mapping[str, Any], notifier: Notifier, 
     """
     tail = LogTail()
     logging.getLogger().addHandler(tail)
+    limit_log_lines()
     with single_instance(load_settings(AgentSettings, file=config, flags=flags).state):
         settings, overlay = load_agent_settings(config, flags, start=True)
         stop = Stop()

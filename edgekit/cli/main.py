@@ -13,6 +13,7 @@ import click
 from edgekit.cli.lazy_group import LazyGroup
 from edgekit.cli.version import version_options
 from edgekit.errors import EdgekitError
+from edgekit.repeats import limit_log_lines
 
 COMMANDS = {
     "convert": ("edgekit.cli.convert:convert", "Make the best proven bundle of a model for each target."),
@@ -70,6 +71,7 @@ def edgekit(config: Path | None, verbose: bool) -> None:
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    limit_log_lines()
 
 
 def main() -> None:

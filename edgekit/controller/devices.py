@@ -39,10 +39,11 @@ from edgekit.trust.envelopes import T, open_envelope, seal
 from edgekit.trust.keys import parse_public
 
 if TYPE_CHECKING:
-    from edgekit.state import FleetState
+    from edgekit.state import FleetState, StoredCommand
 
 log = logging.getLogger(__name__)
 
+COMMANDS_AT_ONCE = 50  # a controller that is killed sends so many again at most, which their devices refuse
 MAX_NOTICES = 1000
 MAX_TOLD = 10_000
 RETAINED = ("reported", "presence")
@@ -149,27 +150,34 @@ class DeviceService:
         """Send the operators' commands to the devices that are online.
 
         Raises:
-            TransportError: the broker cannot be reached; the next call sends them.
+            TransportError: the broker cannot be reached; the next call sends the others.
         """
         now = self._clock.wall()
-        for stored in await asyncio.to_thread(self._state.commands.to_send, now):
-            command = Command(
-                device=stored.device,
-                fleet=self._fleet,
-                number=stored.number,
-                expires=stored.expires,
-                kind=stored.kind,
-                args=stored.args,
-            )
-            payload = seal(command, self._director.signer)
-            topic = topics.device(self._fleet, stored.device, "command")
-            try:
-                await self._transport.publish(topic, payload, qos=1, expiry_seconds=max(1, int(stored.expires - now)))
-            except PacketTooLargeError as error:  # it stops no command of another device, and is not tried again
-                log.error("command %d of %s was not sent: %s", stored.number, stored.device, error)
-                await asyncio.to_thread(self._state.commands.failed, stored.device, stored.number, str(error))
-                continue
-            await asyncio.to_thread(self._state.commands.sent, stored.device, stored.number)
+        waiting = await asyncio.to_thread(self._state.commands.to_send, now)
+        for at in range(0, len(waiting), COMMANDS_AT_ONCE):
+            some = waiting[at : at + COMMANDS_AT_ONCE]
+            ends = await asyncio.gather(*(self._send_command(one, now) for one in some), return_exceptions=True)
+            done = list(zip(some, ends, strict=True))
+            failed = [(one, str(end)) for one, end in done if isinstance(end, PacketTooLargeError)]
+            for one, fault in failed:  # it stops no command of another device, and is not tried again
+                log.error("command %d of %s was not sent: %s", one.number, one.device, fault)
+            await asyncio.to_thread(self._state.commands.sent_all, [one for one, end in done if end is None], failed)
+            for end in ends:
+                if isinstance(end, BaseException) and not isinstance(end, PacketTooLargeError):
+                    raise end
+
+    async def _send_command(self, stored: StoredCommand, now: float) -> None:
+        command = Command(
+            device=stored.device,
+            fleet=self._fleet,
+            number=stored.number,
+            expires=stored.expires,
+            kind=stored.kind,
+            args=stored.args,
+        )
+        payload = seal(command, self._director.signer)
+        topic = topics.device(self._fleet, stored.device, "command")
+        await self._transport.publish(topic, payload, qos=1, expiry_seconds=max(1, int(stored.expires - now)))
 
     async def send_notices(self) -> None:
         """Send what devices must be told unasked.

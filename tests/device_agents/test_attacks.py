@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from tuf.api.metadata import Metadata, TargetFile
 
+from device_agents.control.commands import MOST_REFUSED
 from device_agents.options import AgentTimings
 from edgekit.mqtt import messages, topics
 from edgekit.registry import blob_name
@@ -243,6 +244,7 @@ async def test_a_flood_is_dropped_and_the_true_order_is_followed(desk, device, t
     check_unmoved(device)
     desk.assign(desk.publish("3.0.0"))
     await device.settled("3.0.0")
+    assert 1 <= len(told(desk, device, "command-refused")) <= MOST_REFUSED
 
 
 # --- the store is hostile

@@ -15,7 +15,7 @@ from edgekit.waiting import within
 if TYPE_CHECKING:
     from edgekit.controller.operations import Operations
 
-RETRY_SECONDS = 5.0
+RETRY_SECONDS = 1.0  # the address is free as soon as another controller has ended
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104  # compared with, not bound
 
 

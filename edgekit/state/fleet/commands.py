@@ -161,18 +161,24 @@ class CommandTable(FleetTable):
         said = f"the device refused a command: {event.error}: {event.message}" if event else "the device did not answer"
         return said[:MAX_TEXT]
 
-    def sent(self, device: str, number: int) -> None:
-        """Record that a command was sent."""
+    def sent_all(self, sent: Sequence[StoredCommand], failed: Sequence[tuple[StoredCommand, str]] = ()) -> None:
+        """Record in one transaction that commands were sent; end those that cannot be sent, each with the reason."""
+        if not sent and not failed:
+            return
+        is_unsent = sa.and_(
+            commands.c.fleet == self._fleet,
+            commands.c.device == sa.bindparam("of"),
+            commands.c.number == sa.bindparam("numbered"),
+            commands.c.state == ASKED,
+        )
         with self._writing() as connection:
-            unsent = sa.and_(self._is(device, number), commands.c.state == ASKED)
-            connection.execute(commands.update().where(unsent).values(state=SENT))
-
-    def failed(self, device: str, number: int, message: str) -> None:
-        """End a command that cannot be sent; `message` says why."""
-        with self._writing() as connection:
-            unsent = sa.and_(self._is(device, number), commands.c.state == ASKED)
-            values = {"state": DONE, "ok": False, "message": untrusted_text(message, MAX_TEXT)}
-            connection.execute(commands.update().where(unsent).values(**values))
+            if sent:
+                keys = [{"of": one.device, "numbered": one.number} for one in sent]
+                connection.execute(commands.update().where(is_unsent).values(state=SENT), keys)
+            for one, fault in failed:
+                values = {"state": DONE, "ok": False, "message": untrusted_text(fault, MAX_TEXT)}
+                unsent = sa.and_(self._is(one.device, one.number), commands.c.state == ASKED)
+                connection.execute(commands.update().where(unsent).values(**values))
 
     def save_result(self, result: Result) -> bool:
         """Store a device's answer, also a late one; False if no such command waits for one.

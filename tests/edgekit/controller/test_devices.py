@@ -171,6 +171,26 @@ async def test_command_is_signed_sent_once_and_answered(tmp_path):
         assert not [topic for topic in side.broker.retained if topic.endswith("/command")]
 
 
+async def test_commands_for_many_devices_are_marked_together(tmp_path):
+    """One write for all that were sent: each write waits for the disk, and for those of other controllers."""
+    async with ControlSide(tmp_path) as side:
+        names = [f"pi-{number}" for number in range(20)]
+        for name in names:
+            await side.device(name)
+        await side.until(lambda: all(view(side, name).online for name in names))
+        marks = []
+
+        def note(connection, cursor, statement, *rest):
+            if statement.startswith("UPDATE commands SET state") and "message" not in statement:
+                marks.append(statement)
+
+        sa.event.listen(side.state.devices._engine, "before_cursor_execute", note)
+        now = side.clock.wall()
+        asked = side.state.commands.add_all("self-test", {name: {} for name in names}, now=now, expires=now + 60)
+        await side.until(lambda: all(side.state.commands.get(one.device, one.number).state == "done" for one in asked))
+        assert len(marks) == 1
+
+
 async def test_command_waits_for_the_device_and_runs_out(tmp_path):
     """A command to an offline device is sent when the device connects, and is marked when it expires."""
     async with ControlSide(tmp_path) as side:

@@ -64,7 +64,7 @@ class Site:
         return {view.models["digits"].version for view in self.state.devices.views(time.time(), 90.0)}
 
     def serves(self) -> bool:
-        """True if some controller serves the API; a standby tries every few seconds to take the address."""
+        """True if some controller serves the API; a standby tries every second to take the address."""
         try:
             with urllib.request.urlopen(f"http://{self.api}/metrics") as reply:
                 return bool(reply.read())

@@ -537,6 +537,6 @@ def test_a_look_finds_the_work_of_a_round(state):
     assert state.work.look(9.0, 10.0).pause == state.pause.get()
     number = state.commands.add("a", "self-test", now=9.0, expires=20.0).number
     assert state.work.look(9.0, 10.0).commands
-    state.commands.sent("a", number)
+    state.commands.sent_all([state.commands.get("a", number)])
     assert not state.work.look(9.0, 10.0).commands
     assert state.work.look(30.0, 10.0).commands  # it is late

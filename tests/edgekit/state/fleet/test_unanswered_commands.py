@@ -20,8 +20,7 @@ def test_why_a_command_has_no_answer(tmp_path: Path) -> None:
         state.devices.add_event(Event("mute", "command-refused", 1.0, "", "ExpiredError", "an earlier one"), 900.0)
         sent = state.commands.to_send(1001.0)
         assert {one.device for one in sent} == {"mute", "full"}
-        for one in sent:
-            state.commands.sent(one.device, one.number)
+        state.commands.sent_all(sent)
         state.devices.add_event(Event("full", "command-refused", 1.0, "", "DiskError", "no space left"), 1002.0)
         assert state.commands.to_send(1061.0) == []
         said = {one.device: (one.state, one.message) for one in state.commands.latest()}
