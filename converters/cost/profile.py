@@ -60,18 +60,21 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     no_layers: str = ""
 
 
-def profile_bundle(folder: Path, where: str, *, seconds: float = TIMED_SECONDS) -> Profile:
+def profile_bundle(
+    folder: Path, where: str, *, seconds: float = TIMED_SECONDS, limit_seconds: float | None = None
+) -> Profile:
     """Profile the artifact of a bundle on its first golden sample.
 
     Args:
         folder: The bundle.
         where: One of `PLACES`.
         seconds: How long times are measured on the host.
+        limit_seconds: Longest time of the whole measurement; None for `limit_of`.
 
     Raises:
         ManifestError: The folder is not a bundle.
         SettingsError: The bundle is sealed.
-        RuntimeLoadError: The artifact cannot be loaded or run.
+        RuntimeLoadError: The artifact cannot be loaded or run, or not within the limit.
         UnavailableError: This machine cannot emulate the core.
     """
     manifest = _manifest(folder)
@@ -80,7 +83,7 @@ def profile_bundle(folder: Path, where: str, *, seconds: float = TIMED_SECONDS) 
             f"{folder} is sealed, and a sealed model is opened in the memory of its own process only",
             advice="Profile the bundle that edgekit convert wrote, before it was sealed.",
         )
-    with Measuring(where) as measuring:
+    with Measuring(where, limit_seconds) as measuring:
         outcome = measuring.measure(
             folder / manifest.file(ROLE_MODEL).path,
             manifest.runtime,

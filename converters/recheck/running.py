@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from converters.cost.measuring.process import HOST, child_command, ended_with
+from converters.cost.measuring.process import HOST, child_command, ended_with, limit_of
 from converters.recheck.environment import Environment
 from converters.recheck.messages import NOT_THE_RUNTIME, Request, Result, Rows
 from converters.recheck.packages import MODULES
@@ -19,7 +19,6 @@ from edgekit.errors import UnavailableError
 from edgekit.tensors import Array
 
 MODULE = "converters.recheck.subject"
-LIMIT_SECONDS, EMULATED_LIMIT_SECONDS = 1800.0, 7200.0
 ERROR_CHARACTERS = 300
 _OTHER_NUMPY = "compiled using NumPy 1"  # numpy says so where a package was built before numpy 2
 _CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGILL, signal.SIGFPE, signal.SIGBUS, signal.SIGTRAP)
@@ -107,7 +106,7 @@ def _served(folder: Path, made: Environment, request: Request) -> Result:
     asked, result = folder / "request.json", Path(request.result)
     asked.write_bytes(msgspec.json.encode(request))
     result.unlink(missing_ok=True)
-    limit = LIMIT_SECONDS if made.where == HOST else EMULATED_LIMIT_SECONDS
+    limit = limit_of(made.where)
     own = made.python is None and made.where == HOST  # it may find this package by its working folder
     with (folder / "errors").open("wb") as errors:
         try:

@@ -29,6 +29,11 @@ SHOWN_LAYERS = 30
     "--memory-mib", type=Whole(16, 1_048_576), default=1024, show_default=True, help="--device: memory limit in MiB."
 )
 @click.option("--expires", type=Seconds(1, 86_400), default=600.0, show_default=True, help="--device: longest wait.")
+@click.option(
+    "--limit",
+    type=Seconds(1, 86_400),
+    help="--on: longest time of the measurement, also as 15m or 2h [default: 30m here, 2h emulated].",
+)
 @json_option
 def profile(
     bundle: Path,
@@ -37,6 +42,7 @@ def profile(
     seconds: float,
     memory_mib: int,
     expires: float,
+    limit: float | None,
     as_json: bool,
 ) -> None:
     """Measure one inference: instructions and memory on an ARM core, or time and memory here or on a device.
@@ -60,15 +66,15 @@ def profile(
         if as_json:
             print_json(answer.detail)
         return
-    _profile_here(bundle, str(where), as_json)
+    _profile_here(bundle, str(where), limit, as_json)
 
 
-def _profile_here(bundle: Path, where: str, as_json: bool) -> None:
+def _profile_here(bundle: Path, where: str, limit: float | None, as_json: bool) -> None:
     with needs_extra("convert"):
         from converters.cost.profile import MEMORY_MEANING, profile_bundle
 
     with step(f"measuring on {'this machine' if where == 'host' else f'an emulated {where}'}"), native_output_hidden():
-        result = profile_bundle(bundle, where)
+        result = profile_bundle(bundle, where, limit_seconds=limit)
     if as_json:
         print_json(result)
         return

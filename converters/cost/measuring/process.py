@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from edgekit.tensors import Array
 HOST = "host"
 MODULE = "converters.cost.measuring.subject"
 ERROR_LINES = 5
+LIMIT_SECONDS, EMULATED_LIMIT_SECONDS = 1800.0, 7200.0  # of one artifact: a model may hold a loop without end
 
 
 class Measuring:
@@ -34,13 +36,15 @@ class Measuring:
 
     Args:
         where: `HOST`, or an ARM core that is emulated.
+        limit_seconds: Longest time for one artifact; None for `limit_of`.
 
     Raises:
         UnavailableError: The core cannot be emulated here.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, limit_seconds: float | None = None) -> None:
         self._where = where
+        self._limit = limit_of(where) if limit_seconds is None else limit_seconds
         if where != HOST and (lacking := missing()):
             what, advice = lacking
             raise UnavailableError(f"instructions of {where} cannot be counted: {what}", advice=advice)
@@ -62,15 +66,19 @@ class Measuring:
         """Measure one artifact with its own inputs of one row; see `subject.measure`.
 
         Raises:
-            RuntimeLoadError: The artifact cannot be loaded or run there.
+            RuntimeLoadError: The artifact cannot be loaded or run there, or not within the limit.
             UnavailableError: The process cannot be started.
         """
         arrays = Path(self._folder.name) / "inputs.npz"
         arrays.write_bytes(write_golden(inputs, {}))  # with prefixes: savez takes an input "file" for its own argument
         job = Job(path=str(path.absolute()), runtime=runtime, inputs=str(arrays), layers=layers, seconds=seconds)
-        line = self._answer(msgspec.json.encode(job))
+        line, late = self._answer(msgspec.json.encode(job))
         if line is None:
             status, text = self._end(), self._errors()
+            if late:
+                raise RuntimeLoadError(
+                    f"{path.name} on {self._where} was not measured within {self._limit:g} s, and its process was ended"
+                )
             raise RuntimeLoadError(
                 f"{path.name} ended its process on {self._where} with {ended_with(status)}. {text}".strip()
             )
@@ -79,17 +87,28 @@ class Measuring:
             raise RuntimeLoadError(f"{path.name} on {self._where}: {outcome.fault}")
         return outcome
 
-    def _answer(self, request: bytes) -> bytes | None:
-        """The answer to a request; None where the process ended."""
+    def _answer(self, request: bytes) -> tuple[bytes | None, bool]:
+        """The answer to a request, None where the process ended; and whether it was ended at the limit."""
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(self._limit, end)
+        timer.daemon = True
+        timer.start()
         try:
             process.stdin.write(request + b"\n")
             process.stdin.flush()
+            return process.stdout.readline() or None, late.is_set()
         except BrokenPipeError:
-            return None
-        return process.stdout.readline() or None
+            return None, late.is_set()
+        finally:
+            timer.cancel()
 
     def _start(self) -> subprocess.Popen[bytes]:
         folder = Path(self._folder.name)
@@ -124,6 +143,11 @@ class Measuring:
     def _errors(self) -> str:
         text = (Path(self._folder.name) / "errors").read_text(errors="replace")
         return "\n".join(text.strip().splitlines()[-ERROR_LINES:])
+
+
+def limit_of(where: str) -> float:
+    """Seconds in which one artifact must have run on `HOST`, or on an emulated core."""
+    return LIMIT_SECONDS if where == HOST else EMULATED_LIMIT_SECONDS
 
 
 def child_command(

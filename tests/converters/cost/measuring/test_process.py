@@ -105,6 +105,36 @@ def test_a_process_that_dies_is_named_and_started_again(tmp_path):
         measuring.measure(path, "onnxruntime", X)
 
 
+def test_a_model_without_an_end_is_ended_at_the_limit(tmp_path):
+    """Its loop has 2^62 rounds; the next model is measured in a new process."""
+    endless, good = tmp_path / "endless.onnx", tmp_path / "good.onnx"
+    endless.write_bytes(_endless())
+    good.write_bytes(onnx_model(batch=1))
+    with Measuring(HOST, limit_seconds=15.0) as measuring:
+        with pytest.raises(RuntimeLoadError, match=r"endless\.onnx on host was not measured within 15 s"):
+            measuring.measure(endless, "onnxruntime", X)
+        assert measuring.measure(good, "onnxruntime", X).runs >= 0
+
+
+def _endless():
+    """Adds x to y once in each of 2^62 rounds."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["goes"]),
+            helper.make_node("Add", ["sum", "x"], ["more"]),
+        ],
+        "body",
+        [value("round", TensorProto.INT64, []), value("going", TensorProto.BOOL, []), value("sum", 1, [1, 3])],
+        [value("goes", TensorProto.BOOL, []), value("more", 1, [1, 3])],
+    )
+    rounds = helper.make_node("Constant", [], ["rounds"], value_int=2**62)
+    loop = helper.make_node("Loop", ["rounds", "", "x"], ["y"], body=body)
+    graph = helper.make_graph([rounds, loop], "endless", [value("x", 1, [1, 3])], [value("y", 1, [1, 3])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
 def test_the_kernel_counts_or_says_why_not():
     """A virtual machine often has no counter; where there is one, it rises."""
     counter = kernel_counter()
