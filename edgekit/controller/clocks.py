@@ -32,12 +32,13 @@ class Difference(msgspec.Struct, frozen=True):
         word = "ahead of" if self.seconds > 0 else "behind"
         return (
             f"the clock of this machine is {abs(self.seconds) / 3600:.1f} h {word} the clocks of {self.devices} "
-            "devices; check it: devices refuse metadata that is signed in the future"
+            "devices; check it: devices refuse metadata that is signed in the future, and certificates of a wrong time "
+            "shut them out, so none are signed"
         )
 
 
 class DeviceClocks:
-    """The last difference of each device's clock, of reports that came in just now."""
+    """The last difference of each device's clock, of reports that came in just now. Threads may share it."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, float]] = {}  # device -> (monotonic seconds of the report, difference)
@@ -56,8 +57,9 @@ class DeviceClocks:
 
     def difference(self, now: float) -> Difference:
         """The median over the devices that reported in the last hour; `now` is monotonic seconds."""
-        self._seen = {name: seen for name, seen in self._seen.items() if now - seen[0] <= KEEP_SECONDS}
-        found = [difference for _, difference in self._seen.values()]
+        recent = {name: seen for name, seen in list(self._seen.items()) if now - seen[0] <= KEEP_SECONDS}
+        self._seen = recent
+        found = [difference for _, difference in list(recent.values())]
         return Difference(statistics.median(found) if found else 0.0, len(found))
 
     def clear(self) -> None:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import msgspec
 from securesystemslib.signer import SSlibKey
 
-from edgekit.errors import DataError, EdgekitError, NotFoundError, TransportError, UnavailableError, VerificationError
+from edgekit.errors import (
+    ClockError,
+    DataError,
+    EdgekitError,
+    NotFoundError,
+    TransportError,
+    UnavailableError,
+    VerificationError,
+)
 from edgekit.identity.authority import Authority, parse_request
 from edgekit.identity.join import check_use, open_request, sign_answer
 from edgekit.mqtt import topics
@@ -59,9 +67,14 @@ class JoinService:
         self._fleet, self._transport, self._state, self._clock = fleet, transport, state, clock
         self._authority, self._root, self._days, self._known_target = authority, root, days, known_target
         self._broker, self._sample_key = broker, sample_key
+        self._clock_fault: Callable[[], str] = str
         self._waiting: asyncio.Queue[Message] = asyncio.Queue(MAX_WAITING)
         self._worker: asyncio.Task[None] | None = None
         self.refused = self.failures = 0
+
+    def check_clock(self, fault: Callable[[], str]) -> None:
+        """Sign nothing while `fault()`, called in a thread, says what is wrong with this machine's clock."""
+        self._clock_fault = fault
 
     async def start(self) -> None:
         """Subscribe; controllers share the claims if the broker can."""
@@ -125,6 +138,7 @@ class JoinService:
         return encode(sign_answer(encode(answer), code.key))
 
     def _enrolled(self, token: str, request: ClaimRequest) -> ClaimAnswer:
+        self._check_clock()
         now = self._clock.wall()
         code = self._state.certificates.code(token)
         pem = public_pem(SSlibKey("", "ed25519", "ed25519", {"public": request.key.hex()}))
@@ -172,7 +186,13 @@ class JoinService:
         if found is not None and not found.removed:
             raise VerificationError(found.reason)
 
+    def _check_clock(self) -> None:
+        """Raise ClockError where certificates would have dates of a wrong clock."""
+        if fault := self._clock_fault():
+            raise ClockError(fault, advice="Set the clock of the controller's machine, and try again.")
+
     def _renewed(self, name: str, request: CertificateRequest) -> Answer:
+        self._check_clock()
         self._check_served(name)
         now, issued = self._clock.wall(), self._state.certificates.all(name)
         valid = any(not one.revoked and one.expires > now for one in issued)

@@ -141,6 +141,8 @@ class Controller:
             quarantine_clones=options.quarantine_clones,
             leading=self._leads,
         )
+        if joins is not None:
+            joins.check_clock(lambda: self.devices.clocks.difference(clock.monotonic()).message)
         self.samples = self._make_samples(fleet, store)
         self.hints = HintService(fleet=fleet, transport=transport)
         self._add_leader_services(state.fenced(self.leadership.check), reader, post)

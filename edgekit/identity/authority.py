@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from edgekit.errors import DataError, NotFoundError, SettingsError, VerificationError
+from edgekit.errors import ClockError, DataError, NotFoundError, SettingsError, VerificationError
 from edgekit.trust.keys import load_private, write_secret
 
 # No ".key": such files in the key folder are Ed25519 keys of the registry.
@@ -117,24 +117,35 @@ class Authority:
             name: Common name: the device's name, or ``controller``.
             days: Lifetime.
             now: Wall clock seconds.
+
+        Raises:
+            ClockError: `now` is outside the life of the authority.
         """
         public = request.public_key()
         assert isinstance(public, ec.EllipticCurvePublicKey)  # `parse_request` has checked it
         return self._issue(public, name, days, now, ExtendedKeyUsageOID.CLIENT_AUTH, ())
 
     def issue_server(self, public: ec.EllipticCurvePublicKey, hosts: Sequence[str], days: int, now: float) -> Issued:
-        """Sign a broker's certificate for host names and IP addresses."""
+        """Sign a broker's certificate for host names and IP addresses. Raises as `issue_client`."""
         return self._issue(public, hosts[0], days, now, ExtendedKeyUsageOID.SERVER_AUTH, hosts)
 
     def revocation_list(self, revoked: Iterable[tuple[str, float]], now: float) -> str:
         """The signed list of revoked certificates in PEM.
 
+        It is valid from the beginning of the authority on: with a list that a clock ahead has dated and that is not yet
+        valid, a broker refuses every client.
+
         Args:
             revoked: Serial numbers in hex, and wall clock seconds of their revocation.
             now: Wall clock seconds.
+
+        Raises:
+            ClockError: `now` is outside the life of the authority's own certificate.
         """
+        self._check_time(now)
         builder = x509.CertificateRevocationListBuilder().issuer_name(self._certificate.subject)
-        builder = builder.last_update(_date(now) - BACKDATED).next_update(_date(now) + datetime.timedelta(days=CA_DAYS))
+        builder = builder.last_update(self._certificate.not_valid_before_utc)
+        builder = builder.next_update(_date(now) + datetime.timedelta(days=CA_DAYS))
         builder = builder.add_extension(_issuer_id(self._key.public_key()), critical=False)
         builder = builder.add_extension(x509.CRLNumber(int(now)), critical=False)
         for serial, at in revoked:
@@ -159,6 +170,15 @@ class Authority:
             raise VerificationError("another authority has signed the list of revoked certificates")
         return entries
 
+    def _check_time(self, now: float) -> None:
+        begin, end = self._certificate.not_valid_before_utc, self._certificate.not_valid_after_utc
+        if not begin <= _date(now) <= end:
+            raise ClockError(
+                f"the clock of this machine shows {_date(now):%Y-%m-%d %H:%M}, and the fleet's authority is valid from "
+                f"{begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}",
+                advice="Set the clock of the machine that signs.",
+            )
+
     def _issue(
         self,
         public: ec.EllipticCurvePublicKey,
@@ -168,6 +188,7 @@ class Authority:
         purpose: x509.ObjectIdentifier,
         hosts: Sequence[str],
     ) -> Issued:
+        self._check_time(now)
         organization = self._certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value
         subject = _name(name, str(organization))
         builder = _builder(subject, self._certificate.subject, public, self._key.public_key(), now, days)

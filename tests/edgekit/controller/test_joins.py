@@ -8,6 +8,7 @@ import pytest
 
 from device_agents.control.joining import join_fleet
 from edgekit.controller.certificates import CertificateWatch
+from edgekit.controller.clocks import DeviceClocks
 from edgekit.controller.joins import JoinService
 from edgekit.errors import RefusedError
 from edgekit.identity.authority import Authority, Issued, generate_tls_key, make_request
@@ -55,6 +56,27 @@ async def renewed(side, device):
     await device.transport.publish(topic, seal(request, device.signer), qos=1)
     await side.until(lambda: device.answers)
     return decode(device.answers[0], Answer)
+
+
+async def test_a_controller_whose_clock_is_wrong_signs_no_certificate(tmp_path):
+    """Devices that took one would be shut out as soon as the clock is right again; they ask again later."""
+    async with ControlSide(tmp_path) as side, joins(side) as service:
+        device = await side.device("pi-1")
+        clocks, now = DeviceClocks(), side.clock.monotonic()
+        service.check_clock(lambda: clocks.difference(now).message)
+        for name in ("pi-1", "pi-2", "pi-3"):
+            clocks.note(name, side.clock.wall() - 30 * DAY, side.clock.wall(), now)
+        answer = await renewed(side, device)
+        assert (answer.error, answer.data) == ("bad-request", b"")
+        assert "720.0 h ahead of the clocks of 3 devices" in answer.message
+        _, code = make_code(FLEET, bytes(range(25)))
+        side.state.certificates.add_code(StoredCode(code.token, code.key, time.time() + 60, 5), time.time())
+        csr = make_request(generate_tls_key(), "pi-1")
+        guest = MemoryTransport(side.broker, "guest")
+        with pytest.raises(RefusedError, match=r"720\.0 h ahead"):
+            await join_fleet(guest, code, "pi-1", TARGET, signer=device.signer, csr=csr, seconds=30)
+        clocks.clear()
+        assert (await renewed(side, device)).data
 
 
 async def test_a_revoked_certificate_renews_nothing_until_its_device_joins_anew(tmp_path):

@@ -13,7 +13,7 @@ from device_agents.control.renewal import CertificateParts, CertificateRenewal, 
 from device_agents.control.renewal_rules import is_due
 from device_agents.control.requests import RequestClient
 from edgekit.demo.processes import CommandError, Processes
-from edgekit.errors import TransportError
+from edgekit.errors import ClockError, TransportError
 from edgekit.identity.authority import Authority, generate_tls_key, make_request, parse_request, private_pem
 from edgekit.mqtt import topics
 from edgekit.mqtt.mosquitto import find_mosquitto
@@ -26,6 +26,7 @@ from tests.simulators.shell import Shell
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 FLEET = "f1"
+DAY = 86_400.0
 
 
 class Site:
@@ -133,6 +134,31 @@ async def test_a_device_reaches_its_own_topics_and_no_others(site):
             with pytest.raises(TransportError):
                 async with connected(stranger, seconds=2):
                     pass
+
+
+async def test_a_list_that_a_clock_ahead_has_dated_shuts_nobody_out(site):
+    """A list of revoked certificates that is not yet valid would make the broker refuse every client."""
+    site.shell("edgekit device enroll pi-1 --target raspberry-pi-4")
+    authority = Authority.load(site.folder / "keys")
+    ahead = time.time() + 30 * DAY
+    (site.folder / "broker" / "revoked.crl").write_text(authority.revocation_list([("1f", ahead)], ahead))
+    with site.broker():
+        async with connected(site.client("devices/pi-1/broker")):
+            pass
+
+
+def test_an_authority_signs_nothing_outside_its_own_life(site):
+    """A clock in 1970, or in 2050, is an error with both times, and no certificate that nobody accepts."""
+    authority = Authority.load(site.folder / "keys")
+    request = parse_request(make_request(generate_tls_key(), "pi-1"), "pi-1")
+    for now in (30.0, time.time() + 3700 * DAY):
+        for sign in (
+            lambda now=now: authority.issue_client(request, "pi-1", 90, now),
+            lambda now=now: authority.issue_server(generate_tls_key().public_key(), ["localhost"], 90, now),
+            lambda now=now: authority.revocation_list([], now),
+        ):
+            with pytest.raises(ClockError, match="the clock of this machine shows"):
+                sign()
 
 
 async def test_the_claim_listener_allows_claims_and_nothing_else(site):
@@ -284,7 +310,7 @@ async def _until(holds, seconds=60):
 
 def test_a_renewal_that_a_power_cut_interrupted_is_finished(tmp_path):
     """Between the key and the certificate, the new certificate beside the old one fits the key."""
-    authority = Authority.create(tmp_path / "keys", "f", 1.8e9)
+    authority = Authority.create(tmp_path / "keys", "f", time.time())
     pairs = []
     for _ in range(2):
         key = generate_tls_key()
