@@ -1,9 +1,11 @@
 """A digits cascade on replayed traces: a certified threshold beside fixed ones, a constant with audits, and the oracle.
 
-A device's inference service and a cloud tier in a process of its own answer the certified replays over loopback, one
-request a sample; the other policies take the same answers of both models, and a short trace gives their p99. The
-certificate is made by `edgekit calibrate`'s own code from draws that no replay sees. Then the samples shift (a slant as
-of other writers, more noise), and the field test must refute the certificate; without a shift it must not.
+A device's inference service and a cloud tier in a process of its own answer the certified replays over loopback, in
+requests of several rows, of which only the unsure ones travel; the other policies take the same answers of both models.
+Replays are long, so that their accuracy shows what the threshold does and not the luck of the draw. A short trace of
+one request a sample gives the p99 of each policy. The certificate is made by `edgekit calibrate`'s own code from draws
+that no replay sees. Then the samples shift (a slant as of other writers, more noise), and the field test must refute
+the certificate; without a shift it must not.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ from edgekit.tensors import Array
 
 TARGET, CONFIDENCE = 0.91, 0.95
 LABELLED, UNLABELLED = 3000, 12_000
-REPLAYS, REQUESTS, SHORT = 4, 2500, 300
+REPLAYS, SAMPLES, ROWS, SHORT = 4, 40_000, 20, 300
 AUDIT_RATE, CONSTANT = 0.01, 0.8
-RUNS, MOST_REQUESTS = 3, 2500
+RUNS, MOST_EXPLORED, DRAWS, DRAWN = 3, 2500, 50, 500
 TRUTH, DEFAULT_EXPLORATION = 50_000, 0.0075
 OTHERS = {
     **{f"fixed {value}": (value, 0.0) for value in (0.5, 0.8, 0.9)},
@@ -52,42 +54,54 @@ class Replay(NamedTuple):
     p99_ms: float
 
 
-async def replay(
-    bundle: Path, url: str, x: Array, y: Array, *, threshold: float | None, audited: Array | None = None
-) -> Replay:
-    """Send each sample as one request. `threshold` None takes the certificate's; `audited` (N,) go to the cloud."""
+async def certified_replay(bundle: Path, url: str, x: Array, y: Array) -> tuple[float, float]:
+    """Accuracy and share sent of the certificate's threshold, in requests of ROWS samples."""
+    manifest = parse_manifest((bundle / MANIFEST_NAME).read_bytes())
+    client, right, sent = CloudClient(url), 0, 0
+    own, options = {EDGE: ModelSettings(cloud_model=CLOUD)}, ServiceOptions(exploration_share=0.0)
+    async with InferenceService(cloud=client, models=own, service=options) as service:
+        await service.activate(EDGE, manifest, bundle)
+        for at in range(0, len(x), ROWS):
+            answer = await service.infer(EDGE, {"x": x[at : at + ROWS]})
+            right += int(np.sum(answer.outputs["scores"].argmax(1) == y[at : at + ROWS]))
+            is_sent = answer.parameters["edgekit_route"] == "cloud"
+            sent += int(answer.parameters.get("edgekit_cloud_rows", ROWS)) * is_sent
+    client.close()
+    return right / len(x), sent / len(x)
+
+
+async def p99_ms(bundle: Path, url: str, x: Array, threshold: float | None, audited: Array) -> float:
+    """p99, one request a sample; `audited` (N,) go to the cloud, a threshold of None takes the certificate's."""
     manifest = parse_manifest((bundle / MANIFEST_NAME).read_bytes())
     own = {EDGE: ModelSettings(cloud_model=CLOUD, fallback_threshold=threshold)}
-    client, right, sent, spent = CloudClient(url), 0, 0, []
-    options = ServiceOptions(exploration_share=0.0)
+    client, spent, options = CloudClient(url), list[float](), ServiceOptions(exploration_share=0.0)
     async with InferenceService(cloud=client, models=own, service=options) as service:
         await service.activate(EDGE, manifest, bundle)
         for at in range(len(x)):
-            route = "cloud-only" if audited is not None and audited[at] else "auto"
             begun = time.monotonic()
-            answer = await service.infer(EDGE, {"x": x[at : at + 1]}, route=route)
+            await service.infer(EDGE, {"x": x[at : at + 1]}, route="cloud-only" if audited[at] else "auto")
             spent.append(time.monotonic() - begun)
-            right += int(answer.outputs["scores"].argmax()) == int(y[at])
-            sent += answer.parameters["edgekit_route"] == "cloud"
     client.close()
-    return Replay(right / len(x), sent / len(x), 1000 * float(np.quantile(spent, 0.99)))
+    return 1000 * float(np.quantile(spent, 0.99))
 
 
 async def refuted_after(bundle: Path, url: str, population: Population, shift: dict[str, float], seed: int) -> int:
-    """Explored answers until the field test refutes the certificate; 0 where MOST_REQUESTS do not.
+    """Explored answers until the field test refutes the certificate; 0 where MOST_EXPLORED do not.
 
-    Every confident answer is explored, so that a run is short: the test depends on explored answers only.
+    Every confident answer may be explored, so that a run is short: the test depends on explored answers only.
     """
     manifest, news = parse_manifest((bundle / MANIFEST_NAME).read_bytes()), list[int]()
-    x, _ = population.draw(MOST_REQUESTS, np.random.default_rng(seed), **shift)
-    client, own = CloudClient(url), {EDGE: ModelSettings(cloud_model=CLOUD)}
-    options = ServiceOptions(exploration_share=1.0, explorations_per_day=MOST_REQUESTS)
+    rng, client, own = np.random.default_rng(seed), CloudClient(url), {EDGE: ModelSettings(cloud_model=CLOUD)}
+    options = ServiceOptions(exploration_share=1.0, explorations_per_day=MOST_EXPLORED)
     async with InferenceService(cloud=client, models=own, service=options) as service:
         service.listen_certificates(lambda kind, model, message, detail: news.append(detail.get("explored", 0)))
         await service.activate(EDGE, manifest, bundle)
-        for at in range(MOST_REQUESTS):
-            await service.infer(EDGE, {"x": x[at : at + 1]})
-            if news:
+        for _ in range(DRAWS):
+            for row in population.draw(DRAWN, rng, **shift)[0]:
+                await service.infer(EDGE, {"x": row[None]})
+                if news:
+                    break
+            if news or service.counters()[EDGE]["explored"] >= MOST_EXPLORED:
                 break
     client.close()
     return news[0] if news else 0
@@ -138,16 +152,16 @@ async def measure(folder: Path) -> list[Figure]:
     with running_tier(cloud, CLOUD) as url:
         for number in range(REPLAYS):
             rng = np.random.default_rng(1000 + number)
-            x, y = population.draw(REQUESTS, rng)
-            found = await replay(bundle, url, x, y, threshold=None)
-            policies.setdefault("certified", []).append(found)
+            x, y = population.draw(SAMPLES, rng)
+            p99 = await p99_ms(bundle, url, x[:SHORT], None, np.zeros(SHORT, bool))
+            policies.setdefault("certified", []).append(Replay(*await certified_replay(bundle, url, x, y), p99))
             both = answers(edge, x), answers(cloud, x)
             for name, (threshold, audit) in OTHERS.items():
-                audited = rng.random(REQUESTS) < audit
-                short = await replay(edge, url, x[:SHORT], y[:SHORT], threshold=threshold, audited=audited[:SHORT])
+                audited = rng.random(SAMPLES) < audit
+                p99 = await p99_ms(edge, url, x[:SHORT], threshold, audited)
                 sent = (both[0].max(1) < threshold) | audited
                 accuracy = float(np.mean(np.where(sent, both[1].argmax(1), both[0].argmax(1)) == y))
-                policies.setdefault(name, []).append(Replay(accuracy, float(sent.mean()), short.p99_ms))
+                policies.setdefault(name, []).append(Replay(accuracy, float(sent.mean()), p99))
         figures += _policy_figures(policies)
         for name, shift in {"no shift": {}, **SHIFTS}.items():
             after = [await refuted_after(bundle, url, population, shift, 50 + seed) for seed in range(RUNS)]
@@ -164,7 +178,8 @@ def _policy_figures(policies: dict[str, list[Replay]]) -> list[Figure]:
 
     def figure(text: str, unit: str, key: str, reach: float | None = None) -> Figure:
         peers = {name: getattr(means[name], key) for name in OTHERS}
-        note = f"mean of {REPLAYS} replays of {REQUESTS} requests"
+        size = f"{SHORT} requests" if key == "p99_ms" else f"{SAMPLES} samples"
+        note = f"mean of {REPLAYS} replays of {size}"
         return Figure(text, getattr(means["certified"], key), unit, reach, at_most=False, peers=peers, note=note)
 
     peers: dict[str, float] = {name: met[name] for name in OTHERS}
@@ -180,10 +195,13 @@ def _policy_figures(policies: dict[str, list[Replay]]) -> list[Figure]:
 def _refutation(name: str, after: list[int], kept: float) -> list[Figure]:
     """Runs that refuted the certificate, and after how many answers, the middle of the runs."""
     refuted = sum(one > 0 for one in after)
-    text, note = f"{name}: runs that refuted the certificate", f"{RUNS} runs of at most {MOST_REQUESTS} requests"
+    text, note = (
+        f"{name}: runs that refuted the certificate",
+        f"{RUNS} runs of at most {MOST_EXPLORED} explored answers",
+    )
     if name == "no shift":
         return [Figure(text, refuted, "runs", 0, note=note)]
-    middle = float(sorted(one or MOST_REQUESTS for one in after)[len(after) // 2])
+    middle = float(sorted(one or MOST_EXPLORED for one in after)[len(after) // 2])
     requests = middle / DEFAULT_EXPLORATION / kept
     note = f"{requests:.0f} requests at the default exploration of {DEFAULT_EXPLORATION:.2%}"
     return [

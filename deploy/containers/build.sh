@@ -19,7 +19,9 @@ for role; do
     [ -f "$here/$role.conf" ] || { echo "there is no role $role; roles: agent, controller, cloud" >&2; exit 2; }
 done
 for tool in mmdebstrap umoci "$uv"; do
-    command -v "$tool" > /dev/null || { echo "$tool is missing; run: apt-get install mmdebstrap umoci" >&2; exit 1; }
+    command -v "$tool" > /dev/null || {
+        echo "$tool is missing; run: apt-get install mmdebstrap umoci, and pip install uv (or name it with UV=...)" >&2; exit 1
+    }
 done
 [ "$(id -u)" = 0 ] || { echo "run this as root: mmdebstrap and chroot need it" >&2; exit 1; }
 mkdir -p "$out"
