@@ -10,6 +10,7 @@ import click
 from edgekit.cli.lazy_group import LazyGroup
 from edgekit.cli.main import run as run_command
 from edgekit.cli.version import version_options
+from edgekit.log_lines import log_to_stderr
 from edgekit.repeats import limit_log_lines
 
 COMMANDS = {
@@ -34,11 +35,7 @@ def agent(verbose: bool) -> None:
       edgekit-agent check --config pi-1/agent.toml
       edgekit-agent run --config pi-1/agent.toml
     """
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
     limit_log_lines()
     logging.getLogger("device_agents").setLevel(logging.DEBUG if verbose else logging.INFO)
 

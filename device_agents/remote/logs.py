@@ -6,6 +6,7 @@ import logging
 from collections import deque
 
 from device_agents.remote.answer import CommandAnswer
+from edgekit.log_lines import LineFormatter
 from edgekit.mqtt.command_arguments import MAX_LINES, LogsArguments
 
 MAX_LINE = 400  # characters
@@ -17,7 +18,7 @@ class LogTail(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.setFormatter(LineFormatter())
         self._lines: deque[str] = deque(maxlen=MAX_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:

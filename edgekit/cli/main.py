@@ -13,6 +13,7 @@ import click
 from edgekit.cli.lazy_group import LazyGroup
 from edgekit.cli.version import version_options
 from edgekit.errors import EdgekitError
+from edgekit.log_lines import log_to_stderr, printable
 from edgekit.repeats import limit_log_lines
 
 COMMANDS = {
@@ -66,11 +67,7 @@ def edgekit(config: Path | None, verbose: bool) -> None:
       edgekit rollout start digits 1.0.0
       edgekit demo
     """
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
     limit_log_lines()
 
 
@@ -107,8 +104,6 @@ def run(command: click.Command, name: str) -> int:
 
 
 def _explain(message: str, advice: str, verbose: bool) -> None:
-    from edgekit.cli.common.console import printable
-
     if verbose:
         traceback.print_exc()
     for line in message.splitlines():

@@ -307,14 +307,18 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
         self._unparsed = 0
+        self._check_size(int(self._headers.get("content-length", "0")))
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
         self._size += len(body)
-        if self._size > MAX_ANSWER_BYTES:
+        self._check_size(self._size)
+        self._parts.append(body)
+
+    def _check_size(self, size: int) -> None:
+        if size > MAX_ANSWER_BYTES:
             self._parts = []
             raise ValueError(f"it is longer than {MAX_ANSWER_BYTES} bytes")
-        self._parts.append(body)
 
     def on_chunk_header(self) -> None:
         self._unparsed = 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgekit.errors import MissingExtraError, SettingsError
+from edgekit.log_lines import printable as printable
 
 if TYPE_CHECKING:
     from edgekit.settings import ControlSettings
@@ -75,11 +76,6 @@ def usage() -> Iterator[None]:
         if "\n" in str(error):  # a caret must end its line
             raise click.UsageError(f"{error}\n{error.advice}") from error
         raise click.UsageError(f"{error}. {error.advice}".rstrip(" .") + ".") from error
-
-
-def printable(text: str) -> str:
-    """Escape control characters and line breaks: text from devices must not control the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_json(value: Any) -> None:

@@ -163,10 +163,11 @@ async def test_every_form_of_an_answer_is_read(data: bytes, body: bytes) -> None
     [
         b"SSH-2.0-nonsense\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000,
-        b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b"y" * 200_000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n",  # refused before the body comes
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n30d40\r\n" + b"y" * 200_000,
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
-    ids=["other-protocol", "long-header", "long-body", "bad-chunk"],
+    ids=["other-protocol", "long-header", "long-body", "long-chunk", "bad-chunk"],
 )
 async def test_what_is_no_usable_http_is_an_error(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another protocol, an endless header, a body over the limit, a malformed chunk."""
@@ -179,7 +180,7 @@ async def test_what_is_no_usable_http_is_an_error(data: bytes, monkeypatch: pyte
 
     async with serving(answer) as (_, client):
         with pytest.raises(NoAnswerError):
-            await ask(client)
+            await ask(client, timeout=60.0)
 
 
 def test_urls_are_checked() -> None:
