@@ -1,11 +1,11 @@
-"""Fold a constant factor behind a dense layer into its weights and bias.
+"""Fold a constant factor behind or in front of a dense layer into its weights and bias.
 
 TensorFlow's converter does the same later, when it would undo a rounding of the weights to 4 bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +15,15 @@ from onnx import numpy_helper
 from converters.graph.graph import Graph, attributes
 from edgekit.tensors import Array
 
+DENSE = ("MatMul", "Gemm")
+
 
 class FoldFactors:
-    """Folds each Mul and Div by a constant for each channel that is the only reader of a MatMul or Gemm.
+    """Folds each Mul and Div by a constant that is the only reader of a MatMul or Gemm, or that only such layers read.
 
-    An Add of a constant between them is the layer's bias. Weights that other nodes read stay: a copy would make the
-    file larger.
+    Behind a layer, the constant may have a factor for each channel; in front it is one number. An Add of a
+    constant behind the layer is its bias. Weights that other nodes read stay: a copy would make the file larger.
+    Different factors in front of a layer stay too: they bring its inputs to one scale, which int8 needs.
     """
 
     name = "fold-factors"
@@ -41,38 +44,110 @@ class FoldFactors:
 
 
 class _Factor(NamedTuple):
-    """A factor (channels,) or (1,) made by `node`, behind the layers `parts`: the dense layer, and perhaps its Add."""
+    """A factor that goes into constants, and the tensor that takes another's place when `node` is gone."""
 
     node: Any
-    parts: tuple[Any, ...]
-    new: dict[str, Array]  # constants with the factor in them, by the name of the old one
+    new: Mapping[str, Array]  # constants with the factor in them, by the name of the old one
+    gone: str
+    instead: str
+
+
+class _Uses(NamedTuple):
+    """The graph with what its tensors are for."""
+
+    graph: Graph
+    makers: Mapping[str, Any]
+    readers: Mapping[str, list[Any]]  # a node once for each of its inputs
+    results: frozenset[str]
+
+    def read_once(self, name: str) -> bool:
+        return len(self.readers[name]) == 1 and name not in self.results
 
 
 def _found(graph: Graph) -> Iterator[_Factor]:
     if any(one.type == onnx.AttributeProto.GRAPH for node in graph.nodes for one in node.attribute):
         return  # branches may read tensors of the graph around them
+    readers: dict[str, list[Any]] = {}
+    for node in graph.nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
     makers = {name: node for node in graph.nodes for name in node.output}
-    results = {value.name for value in graph.model.graph.output}
-    reads = [name for node in graph.nodes for name in node.input]
+    uses = _Uses(graph, makers, readers, frozenset(value.name for value in graph.model.graph.output))
     for node in graph.nodes:
         if node.op_type not in ("Mul", "Div"):
             continue
         for value, constant in (node.input, node.input[::-1])[: 1 + (node.op_type == "Mul")]:
-            parts = _parts(graph, makers, value)
-            inner = [one.output[0] for one in parts]
-            if not parts or constant not in graph.constants or any(reads.count(n) > 1 or n in results for n in inner):
+            scale = _scale(graph.constants.get(constant), divide=node.op_type == "Div")
+            if scale is None:
                 continue
-            new = _scaled(graph, parts, graph.constants[constant], divide=node.op_type == "Div")
-            if new is not None and all(reads.count(name) == 1 for name in new):
-                yield _Factor(node, parts, new)
+            new = _behind(uses, value, scale)
+            if new:
+                yield _Factor(node, new, value, node.output[0])
+            elif (scale == scale[0]).all() and (new := _in_front(uses, node.output[0], scale[:1])):
+                yield _Factor(node, new, node.output[0], value)
 
 
-def _parts(graph: Graph, makers: dict[str, Any], name: str) -> tuple[Any, ...]:
+def _scale(factor: Array | None, *, divide: bool) -> Array | None:
+    """The factor (channels,) or (1,) in float64; None where it is no factor for each channel."""
+    if factor is None or factor.dtype != np.float32 or factor.ndim > 2:
+        return None
+    if factor.size != (factor.shape[-1] if factor.ndim else 1) or (divide and not factor.all()):
+        return None
+    scale = factor.reshape(-1).astype(np.float64)
+    return 1.0 / scale if divide else scale
+
+
+def _behind(uses: _Uses, value: str, scale: Array) -> dict[str, Array] | None:
+    """Constants of the layer that makes the tensor `value`, multiplied by `scale`; None where it makes no such."""
+    graph, parts = uses.graph, _parts(uses.graph, uses.makers, value)
+    if not parts or not all(uses.read_once(one.output[0]) for one in parts):
+        return None
+    layer = parts[0]
+    names = [layer.input[1]]
+    if layer.op_type == "Gemm" and len(layer.input) > 2 and layer.input[2]:
+        names.append(layer.input[2])
+    names += [name for one in parts[1:] for name in one.input if name in graph.constants]
+    if not all(name in graph.constants and uses.read_once(name) for name in names):
+        return None
+    new: dict[str, Array] = {}
+    for index, name in enumerate(names):
+        old = graph.constants[name]
+        if index and (old.size not in (1, _outputs(graph, layer)) or old.size != _last(old)):
+            return None
+        made = _weights(graph, layer, scale) if index == 0 else _product(old, scale)
+        if made is None:
+            return None
+        new[name] = made
+    return new
+
+
+def _in_front(uses: _Uses, value: str, scale: Array) -> dict[str, Array] | None:
+    """Weights of all layers that read the tensor `value`, times the number `scale`; None where others read it too."""
+    layers = uses.readers.get(value, [])
+    if not layers or value in uses.results:
+        return None
+    new: dict[str, Array] = {}
+    for layer in layers:
+        if layer.op_type not in DENSE or layer.input[0] != value or list(layer.input).count(value) > 1:
+            return None
+        name = layer.input[1]
+        if name not in uses.graph.constants or not uses.read_once(name):
+            return None
+        if layer.op_type == "Gemm" and attributes(layer).get("transA"):
+            return None
+        made = _weights(uses.graph, layer, scale)
+        if made is None:
+            return None
+        new[name] = made
+    return new
+
+
+def _parts(graph: Graph, makers: Mapping[str, Any], name: str) -> tuple[Any, ...]:
     """The dense layer that makes the tensor `name`, with the Add of its bias; empty for any other."""
     node = makers.get(name)
     if node is None:
         return ()
-    if node.op_type in ("MatMul", "Gemm"):
+    if node.op_type in DENSE:
         return (node,) if node.input[1] in graph.constants else ()
     if node.op_type == "Add":
         for value, bias in (node.input, node.input[::-1]):
@@ -82,56 +157,54 @@ def _parts(graph: Graph, makers: dict[str, Any], name: str) -> tuple[Any, ...]:
     return ()
 
 
-def _scaled(graph: Graph, parts: tuple[Any, ...], factor: Array, *, divide: bool) -> dict[str, Array] | None:
-    """Weights and bias with the factor in them; None where it does not fit, or a value would leave float32."""
-    layer, weights = parts[0], graph.constants[parts[0].input[1]]
-    if weights.ndim != 2 or weights.dtype != np.float32 or factor.dtype != np.float32:
+def _is_across(layer: Any) -> bool:
+    """True where a layer has its weights as (outputs, inputs)."""
+    return layer.op_type == "Gemm" and bool(attributes(layer).get("transB"))
+
+
+def _outputs(graph: Graph, layer: Any) -> int:
+    return int(graph.constants[layer.input[1]].shape[0 if _is_across(layer) else -1])
+
+
+def _last(values: Array) -> int:
+    return int(values.shape[-1]) if values.ndim else 1
+
+
+def _weights(graph: Graph, layer: Any, scale: Array) -> Array | None:
+    """The layer's weights times one number, or a factor for each output; None where it does not fit."""
+    weights = graph.constants[layer.input[1]]
+    if weights.ndim != 2 or weights.dtype != np.float32:
         return None
-    across = bool(attributes(layer).get("transB")) if layer.op_type == "Gemm" else False
-    channels = weights.shape[0 if across else 1]
-    names = [layer.input[1]]
-    if layer.op_type == "Gemm" and len(layer.input) > 2 and layer.input[2]:
-        names.append(layer.input[2])
-    names += [name for one in parts[1:] for name in one.input if name in graph.constants]
-    shape = factor.shape
-    if factor.ndim > 2 or factor.size != (shape[-1] if shape else 1) or factor.size not in (1, channels):
+    if scale.size not in (1, _outputs(graph, layer)):
         return None
-    if any(name not in graph.constants for name in names) or (divide and not factor.all()):
-        return None
-    scale = factor.reshape(-1).astype(np.float64)
-    scale = 1.0 / scale if divide else scale
-    new = {}
-    for index, name in enumerate(names):
-        old = graph.constants[name]
-        if index and (old.size not in (1, channels) or old.size != (old.shape[-1] if old.ndim else 1)):
-            return None
-        one = scale[:, None] if across and not index and scale.size > 1 else scale
-        with np.errstate(over="ignore"):
-            new[name] = (old * one).astype(np.float32)
-        lost = (new[name] == 0) & ((old != 0) & (one != 0))
-        if not np.isfinite(new[name]).all() or lost.any():
-            return None
-    return new
+    return _product(weights, scale[:, None] if _is_across(layer) and scale.size > 1 else scale)
+
+
+def _product(old: Array, scale: Array) -> Array | None:
+    """`old` times `scale` in float32; None where a value would leave float32."""
+    with np.errstate(over="ignore"):
+        made: Array = (old * scale).astype(np.float32)
+    lost = (made == 0) & ((old != 0) & (scale != 0))
+    return made if np.isfinite(made).all() and not lost.any() else None
 
 
 def _folded(graph: Graph, factor: _Factor) -> Graph:
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    stem, last = factor.node.output[0], factor.parts[-1].output[0]
+    stem = factor.node.output[0]
     names = {name: f"{stem}.{index}" for index, name in enumerate(factor.new)}
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in names]
     kept += [numpy_helper.from_array(np.ascontiguousarray(factor.new[old]), new) for old, new in names.items()]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    inner = {one.output[0] for one in factor.parts}
+    renamed = {**names, factor.gone: factor.instead}
     for node in list(model.graph.node):
         if node.output[0] == stem:
             model.graph.node.remove(node)
-        elif node.output[0] in inner:
-            node.input[:] = [names.get(name, name) for name in node.input]
-            if node.output[0] == last:
-                node.output[0] = stem
-    infos = [value for value in model.graph.value_info if value.name != last]
+            continue
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    infos = [value for value in model.graph.value_info if value.name != factor.gone]
     del model.graph.value_info[:]
     model.graph.value_info.extend(infos)
     read = {name for node in model.graph.node for name in node.input} | {v.name for v in model.graph.output}

@@ -1,4 +1,4 @@
-"""Factors behind dense layers become part of their weights."""
+"""Factors behind and in front of dense layers become part of their weights."""
 
 import numpy as np
 import pytest
@@ -37,6 +37,53 @@ def test_a_factor_is_folded_into_weights_and_bias(factor, layer, operator):
     assert [node.name for node in result.graph.nodes] == [node.name for node in layer]
     rows = {"x": RNG.normal(size=(5, 4)).astype(np.float32)}
     assert np.allclose(result.graph.run(rows)["y"], graph.run(rows)["y"], rtol=1e-5, atol=1e-6)
+
+
+def in_front(*layers, operator="Mul"):
+    """Nodes: s is x with the factor f, then `layers`."""
+    return [helper.make_node(operator, ["x", "f"], ["s"], "factor"), *layers]
+
+
+@pytest.mark.parametrize("factor", [2.5, [0.25], [[3.0, 3.0, 3.0, 3.0]]])
+@pytest.mark.parametrize("operator", ["Mul", "Div"])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [helper.make_node("MatMul", ["s", "w"], ["p"], "a"), helper.make_node("Add", ["p", "b"], ["y"], "shift")],
+        [helper.make_node("Gemm", ["s", "t", "b"], ["y"], "a", transB=1, alpha=0.5, beta=2.0)],
+        [
+            helper.make_node("MatMul", ["s", "w"], ["p"], "a"),
+            helper.make_node("Gemm", ["s", "t"], ["q"], "c", transB=1),
+            helper.make_node("Sub", ["p", "q"], ["y"], "difference"),
+        ],
+    ],
+    ids=["MatMul", "Gemm", "two layers"],
+)
+def test_one_number_in_front_is_folded_into_the_weights_of_all_layers_that_read_it(layers, operator, factor):
+    """The answers stay, the bias is not multiplied, and the operator is gone."""
+    graph = dense(in_front(*layers, operator=operator), factor)
+    result = run_pass(FoldFactors(), graph)
+    assert result.modified
+    assert [node.name for node in result.graph.nodes] == [node.name for node in layers]
+    rows = {"x": RNG.normal(size=(5, 4)).astype(np.float32)}
+    assert np.allclose(result.graph.run(rows)["y"], graph.run(rows)["y"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "factor"),
+    [
+        ([helper.make_node("MatMul", ["s", "w"], ["y"])], [1.0, 2.0, 3.0, 4.0]),
+        ([helper.make_node("MatMul", ["s", "w"], ["p"]), helper.make_node("MatMul", ["x", "w"], ["q"])], 2.0),
+        ([helper.make_node("MatMul", ["s", "w"], ["y"]), helper.make_node("Relu", ["s"], ["r"])], 2.0),
+        ([helper.make_node("Gemm", ["s", "s"], ["y"], transA=1)], 2.0),
+    ],
+    ids=["different factors", "weights read twice", "read by another operator", "no weights"],
+)
+def test_other_factors_in_front_stay(layers, factor):
+    """Different factors bring the inputs to one scale; shared weights and other readers keep theirs."""
+    ends = [name for name in ("y", "p", "q", "r") if any(name in node.output for node in layers)]
+    graph = dense(in_front(*layers), factor, ends)
+    assert not run_pass(FoldFactors(), graph).modified
 
 
 @pytest.mark.parametrize(
