@@ -1,10 +1,13 @@
-"""Turns messages of other libraries into one line that a person can read."""
+"""Turns errors of other libraries into errors of edgekit, and their messages into one line that a person can read."""
 
 from __future__ import annotations
 
 import re
 
+from edgekit.errors import ConversionError
+
 LONGEST = 300
+SHOWN = "edgekit --verbose shows its text"
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # Lines that say where in a library's own code something happened, or only announce a message.
 _NOISE = re.compile(
@@ -35,3 +38,16 @@ def named(error: BaseException) -> str:
     """The kind of `error` and its message in one line."""
     text = plain_text(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def failure(library: str, work: str, error: BaseException) -> ConversionError:
+    """The error of edgekit for an error of `library` that edgekit has no words for; its text is for --verbose.
+
+    Args:
+        library: Its name.
+        work: What it was doing, for example ``quantizing the file``.
+        error: Its error.
+    """
+    return ConversionError(
+        f"{library} failed while {work} with {type(error).__name__} ({SHOWN})", library_text=plain_text(error)
+    )

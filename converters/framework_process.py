@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
-from converters.foreign_text import named
+from converters.foreign_text import plain_text
 from converters.machine import (
     memory_limit,
     processes_killed_for_memory,
@@ -122,10 +122,11 @@ class FrameworkProcess:
             return value
         if kind == "error":
             raise value from FrameworkOutputError(self.log_tail())
-        message, trace = value
+        kind, message, trace = value
         raise ConversionError(
-            f"{self._framework} failed while {WORK[function].format(**arguments)}: {message}",
+            f"{self._framework} failed while {WORK[function].format(**arguments)} with {kind}",
             advice=f"Run again with --verbose (edgekit --verbose convert ...) for the output of {self._framework}.",
+            library_text=message,
         ) from FrameworkOutputError(f"{trace}{self.log_tail()}")
 
     def _ended(self, work: str, killed_before: int) -> ConversionError:
@@ -300,12 +301,17 @@ def _answer(name: str, arguments: dict[str, Any]) -> tuple[str, Any]:
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRAS:
-            return "unexpected", (named(error), traceback.format_exc())
+            return "unexpected", _unexpected(error)
         return "error", MissingExtraError(missing, EXTRAS[missing])
     except EdgekitError as error:
         return "error", error
     except Exception as error:  # process boundary: the parent raises a ConversionError with this child's log
-        return "unexpected", (named(error), traceback.format_exc())
+        return "unexpected", _unexpected(error)
+
+
+def _unexpected(error: Exception) -> tuple[str, str, str]:
+    """The kind of an error, its message, and where it was raised."""
+    return type(error).__name__, plain_text(error), traceback.format_exc()
 
 
 def main() -> None:

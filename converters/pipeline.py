@@ -65,6 +65,7 @@ from converters.up_to_date import replacement_reason
 from edgekit.bundle.manifest import Golden, Manifest, OutputQuality, Quality
 from edgekit.bundle.recipe import PRUNED, WHOLE, Recipe
 from edgekit.bundle.targets import TargetProfile
+from edgekit.errors import RefusedError
 from edgekit.runtimes import LITERT
 from edgekit.versions import versions_of
 
@@ -121,7 +122,7 @@ def run_plan(
         builder = CandidateBuilder(task_context, pool, callbacks, cache_scope)
         references = References.of(prepared.calibration, evidence.choice, evidence.proof)
         shared = _Shared(plan, prepared, context, builder, pruning, levels, route, references)
-        results = [_convert_for(shared, profile, runtime, step) for profile, runtime in plan.profiles]
+        results = _results(shared, step)
     reports = []
     for report, manifest, files in results:
         reason = replacement_reason(plan.output / report.bundle, manifest, report)
@@ -209,6 +210,22 @@ def _cache_scope(plan: ConversionPlan, prepared: Prepared, cache: Cache | None) 
 
 
 _Result = tuple[Report, Manifest, dict[str, tuple[str, bytes]]]
+
+
+def _results(shared: _Shared, step: StepCallback) -> list[_Result]:
+    """The results in the order of the targets. Accelerators are first, because they refuse most, and after seconds.
+
+    Raises:
+        RefusedError: no candidate of a target, which is named, meets the budget.
+    """
+    results: dict[int, _Result] = {}
+    numbered = list(enumerate(shared.plan.profiles))
+    for index, (profile, runtime) in sorted(numbered, key=lambda one: not one[1][0].accelerator):
+        try:
+            results[index] = _convert_for(shared, profile, runtime, step)
+        except RefusedError as error:
+            raise RefusedError(f"{profile.name}: {error}", advice=error.advice) from error
+    return [results[index] for index, _ in numbered]
 
 
 def _convert_for(shared: _Shared, profile: TargetProfile, runtime: str, step: StepCallback) -> _Result:

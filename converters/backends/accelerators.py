@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from converters.backends.tflite.reader import TYPES, operator_name, parse_tflite
+from converters.foreign_text import SHOWN
 from edgekit.errors import ConversionError
 
 if sys.version_info >= (3, 11):
@@ -153,9 +154,9 @@ def compile_for(path: Path, accelerator: Accelerator, folder: Path) -> Compiled 
     written = sorted(folder.glob("*.tflite"))
     if done.returncode != 0 or not written:
         output = (done.stderr.strip() or done.stdout.strip())[-800:]
-        raise ConversionError(
-            f"{command[0]} refuses the model (exit status {done.returncode}): {output or 'no output'}"
-        )
+        status = f"exit status {done.returncode}" if done.returncode else "it wrote no file"
+        shown = f"; {SHOWN}" if output else ""
+        raise ConversionError(f"{command[0]} refuses the model ({status}{shown})", library_text=output)
     return Compiled(written[0].read_bytes(), _parts_on_cpu(done.stdout))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from onnx import version_converter
 
+from converters.foreign_text import failure
 from converters.graph.graph import Graph, attributes, label
 from edgekit.bundle.recipe import Recipe
 from edgekit.errors import ConversionError
@@ -116,10 +117,8 @@ def raise_opset(graph: Graph, opset: int, purpose: str) -> Graph:
     try:
         return Graph(version_converter.convert_version(graph.model, opset))
     except (RuntimeError, ValueError) as error:  # the base classes of the converter's errors
-        raise ConversionError(
-            f"{purpose} needs operator set {opset}, and the model cannot be converted to it from set {graph.opset}: "
-            f"{error}"
-        ) from error
+        work = f"converting the model from operator set {graph.opset} to {opset}, which {purpose} needs,"
+        raise failure("ONNX", work, error) from error
 
 
 def _four_bit(graph: Graph, node: Any) -> bool:

@@ -43,7 +43,7 @@ from converters.backends.tflite.reader import (
 )
 from converters.backends.tflite.strip import strip
 from converters.calibration.range_rules import read_range
-from converters.foreign_text import named
+from converters.foreign_text import failure
 from converters.graph.graph import Graph
 from converters.passes.split_heads import Head
 from converters.trials import CALIBRATION, try_litert
@@ -352,7 +352,7 @@ def _quantizing() -> Iterator[None]:
         try:
             yield
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise ConversionError(f"litert-quantizer failed: {named(error)}") from error
+            raise failure("litert-quantizer", "quantizing the file", error) from error
 
 
 class _Bindings(NamedTuple):

@@ -84,7 +84,7 @@ def half(graph: Graph, *, keep: Collection[str] = ()) -> onnx.ModelProto:
             node_block_list=[*keep, *_squares(graph)],
         )
     except Exception as error:  # ONNX Runtime's Python code asserts, and raises errors of any type
-        raise ConversionError(f"conversion to float16 failed: {foreign_text.named(error)}") from error
+        raise foreign_text.failure("ONNX Runtime", "converting to float16", error) from error
     return _without_repeats(made)
 
 
@@ -215,7 +215,7 @@ def _quantizing(kind: str) -> Iterator[None]:
     except (EdgekitError, OSError):  # a full disk is no fault of the candidate
         raise
     except Exception as error:  # ONNX Runtime's Python code asserts, and raises errors of any type
-        raise ConversionError(f"{kind} quantization failed: {foreign_text.named(error)}") from error
+        raise foreign_text.failure("ONNX Runtime", f"quantizing the file ({kind})", error) from error
     finally:
         logging.getLogger().setLevel(level)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ from edgekit.errors import ConversionError, EdgekitError, RuntimeLoadError, Unsu
 from edgekit.runtimes import LITERT, LogicalRuntime, open_runtime
 from edgekit.tensors import Array
 
+LOG = logging.getLogger(__name__)
 RELATIVE = {"float32": parity.FLOAT32_RELATIVE, "float16": parity.FLOAT16_RELATIVE}
 NOISY_ROWS = 32  # rows whose own noise is measured, where they are beyond the usual limits
 HOST_PROVIDERS = ("CPUExecutionProvider",)
@@ -134,6 +136,8 @@ def failed(recipe: Recipe, cost: Cost, error: EdgekitError) -> Candidate:
     ends = _is_reference(recipe) or isinstance(error, UnsupportedOpError)
     if ends or not isinstance(error, ConversionError | RuntimeLoadError):
         raise error
+    if error.library_text:
+        LOG.info("candidate %s: %s: %s", recipe.id, error, error.library_text)
     return Candidate(Measured(recipe, 0, cost, fault=str(error)))
 
 

@@ -29,7 +29,7 @@ import converters.lowering.operators.shapes
 import converters.lowering.operators.spatial
 import converters.lowering.operators.spectra
 import converters.lowering.operators.trigonometry  # noqa: F401 - importing these fills the registry
-from converters.foreign_text import named
+from converters.foreign_text import SHOWN, plain_text
 from converters.graph.graph import Graph, attributes, label
 from converters.lowering.advice import advice_for
 from converters.lowering.fusing import with_gelus
@@ -93,7 +93,8 @@ def _lowered(node: Any, inputs: list[Value | None], more: dict[str, Any]) -> tup
     except CannotLowerError as error:
         raise _cannot(node, str(error)) from error
     except (ValueError, TypeError, IndexError, KeyError, tf.errors.OpError) as error:
-        raise _cannot(node, named(error)) from error
+        why = f"TensorFlow refuses its values with {type(error).__name__} ({SHOWN})"
+        raise _cannot(node, why, plain_text(error)) from error
     return result if isinstance(result, tuple) else (result,)
 
 
@@ -101,8 +102,9 @@ def _unchanged(values: Any) -> Any:
     return values
 
 
-def _cannot(node: Any, why: str) -> UnsupportedOpError:
-    return UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=advice_for(node.op_type, why))
+def _cannot(node: Any, why: str, library_text: str = "") -> UnsupportedOpError:
+    advice = advice_for(node.op_type, why)
+    return UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=advice, library_text=library_text)
 
 
 def _scope(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import tensorflow as tf
 
-from converters.foreign_text import plain_text
+from converters.foreign_text import failure
 from converters.graph.graph import Graph
 from converters.lowering import Lowered
 from converters.lowering.advice import OTHER_RUNTIME
@@ -122,7 +122,7 @@ def convert_saved_model(folder: str) -> bytes:
                 f"LiteRT has no operators for {', '.join(missing)} of TensorFlow in the types that the model has",
                 advice=OTHER_RUNTIME,
             ) from error
-        raise ConversionError(f"the LiteRT converter failed: {plain_text(error)}") from error
+        raise failure("TensorFlow's converter", "writing the LiteRT file", error) from error
     signatures = tf.lite.Interpreter(model_content=data).get_signature_list()
     if list(signatures) != [SIGNATURE]:
         raise ConversionError(f"the converted model has the signatures {list(signatures)}, expected {SIGNATURE!r}")

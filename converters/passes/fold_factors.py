@@ -1,4 +1,4 @@
-"""Fold a constant factor behind or in front of a dense layer into its weights and bias.
+"""Fold a constant factor behind or in front of a dense layer or a convolution into its weights and bias.
 
 TensorFlow's converter does the same later, when it would undo a rounding of the weights to 4 bits.
 """
@@ -16,14 +16,15 @@ from converters.graph.graph import Graph, attributes
 from edgekit.tensors import Array
 
 DENSE = ("MatMul", "Gemm")
+LAYERS = (*DENSE, "Conv")
 
 
 class FoldFactors:
-    """Folds each Mul and Div by a constant that is the only reader of a MatMul or Gemm, or that only such layers read.
+    """Folds each Mul and Div by a constant that is the only reader of a layer, or that only layers read.
 
-    Behind a layer, the constant may have a factor for each channel; in front it is one number. An Add of a
-    constant behind the layer is its bias. Weights that other nodes read stay: a copy would make the file larger.
-    Different factors in front of a layer stay too: they bring its inputs to one scale, which int8 needs.
+    A layer is a MatMul, Gemm or Conv. Behind it, the constant may have a factor for each channel; in front it is one
+    number. An Add of a constant behind a MatMul is its bias. Weights that other nodes read stay: a copy would make the
+    file larger. Different factors in front of a layer stay too: they bring its inputs to one scale, which int8 needs.
     """
 
     name = "fold-factors"
@@ -83,18 +84,26 @@ def _found(graph: Graph) -> Iterator[_Factor]:
             new = _behind(uses, value, scale)
             if new:
                 yield _Factor(node, new, value, node.output[0])
-            elif (scale == scale[0]).all() and (new := _in_front(uses, node.output[0], scale[:1])):
+            elif scale.size == 1 and scale.ndim <= 2 and (new := _in_front(uses, node.output[0], scale.reshape(-1))):
                 yield _Factor(node, new, node.output[0], value)
 
 
 def _scale(factor: Array | None, *, divide: bool) -> Array | None:
-    """The factor (channels,) or (1,) in float64; None where it is no factor for each channel."""
-    if factor is None or factor.dtype != np.float32 or factor.ndim > 2:
+    """What the factor multiplies by, in float64; None where there is none."""
+    if factor is None or factor.dtype != np.float32 or (divide and not factor.all()):
         return None
-    if factor.size != (factor.shape[-1] if factor.ndim else 1) or (divide and not factor.all()):
-        return None
-    scale = factor.reshape(-1).astype(np.float64)
+    scale = factor.astype(np.float64)
     return 1.0 / scale if divide else scale
+
+
+def _for_channels(scale: Array, layer: Any, weights: Array) -> Array | None:
+    """The factor behind `layer` as (channels,) or (1,); None where it is no factor for each channel."""
+    rank = weights.ndim if layer.op_type == "Conv" else 2
+    if scale.ndim > rank:
+        return None
+    axis = 1 if layer.op_type == "Conv" else rank - 1
+    shape = (1,) * (rank - scale.ndim) + scale.shape
+    return scale.reshape(-1) if scale.size == shape[axis] else None
 
 
 def _behind(uses: _Uses, value: str, scale: Array) -> dict[str, Array] | None:
@@ -103,8 +112,11 @@ def _behind(uses: _Uses, value: str, scale: Array) -> dict[str, Array] | None:
     if not parts or not all(uses.read_once(one.output[0]) for one in parts):
         return None
     layer = parts[0]
+    factor = _for_channels(scale, layer, graph.constants[layer.input[1]])
+    if factor is None:
+        return None
     names = [layer.input[1]]
-    if layer.op_type == "Gemm" and len(layer.input) > 2 and layer.input[2]:
+    if len(layer.input) > 2 and layer.input[2]:
         names.append(layer.input[2])
     names += [name for one in parts[1:] for name in one.input if name in graph.constants]
     if not all(name in graph.constants and uses.read_once(name) for name in names):
@@ -114,7 +126,7 @@ def _behind(uses: _Uses, value: str, scale: Array) -> dict[str, Array] | None:
         old = graph.constants[name]
         if index and (old.size not in (1, _outputs(graph, layer)) or old.size != _last(old)):
             return None
-        made = _weights(graph, layer, scale) if index == 0 else _product(old, scale)
+        made = _weights(graph, layer, factor) if index == 0 else _product(old, factor)
         if made is None:
             return None
         new[name] = made
@@ -128,7 +140,7 @@ def _in_front(uses: _Uses, value: str, scale: Array) -> dict[str, Array] | None:
         return None
     new: dict[str, Array] = {}
     for layer in layers:
-        if layer.op_type not in DENSE or layer.input[0] != value or list(layer.input).count(value) > 1:
+        if layer.op_type not in LAYERS or layer.input[0] != value or list(layer.input).count(value) > 1:
             return None
         name = layer.input[1]
         if name not in uses.graph.constants or not uses.read_once(name):
@@ -143,11 +155,11 @@ def _in_front(uses: _Uses, value: str, scale: Array) -> dict[str, Array] | None:
 
 
 def _parts(graph: Graph, makers: Mapping[str, Any], name: str) -> tuple[Any, ...]:
-    """The dense layer that makes the tensor `name`, with the Add of its bias; empty for any other."""
+    """The layer that makes the tensor `name`, with the Add of its bias; empty for any other."""
     node = makers.get(name)
     if node is None:
         return ()
-    if node.op_type in DENSE:
+    if node.op_type in LAYERS:
         return (node,) if node.input[1] in graph.constants else ()
     if node.op_type == "Add":
         for value, bias in (node.input, node.input[::-1]):
@@ -158,8 +170,8 @@ def _parts(graph: Graph, makers: Mapping[str, Any], name: str) -> tuple[Any, ...
 
 
 def _is_across(layer: Any) -> bool:
-    """True where a layer has its weights as (outputs, inputs)."""
-    return layer.op_type == "Gemm" and bool(attributes(layer).get("transB"))
+    """True where the weights of a layer have the outputs first."""
+    return layer.op_type == "Conv" or (layer.op_type == "Gemm" and bool(attributes(layer).get("transB")))
 
 
 def _outputs(graph: Graph, layer: Any) -> int:
@@ -173,11 +185,12 @@ def _last(values: Array) -> int:
 def _weights(graph: Graph, layer: Any, scale: Array) -> Array | None:
     """The layer's weights times one number, or a factor for each output; None where it does not fit."""
     weights = graph.constants[layer.input[1]]
-    if weights.ndim != 2 or weights.dtype != np.float32:
+    if weights.dtype != np.float32 or (layer.op_type in DENSE and weights.ndim != 2):
         return None
     if scale.size not in (1, _outputs(graph, layer)):
         return None
-    return _product(weights, scale[:, None] if _is_across(layer) and scale.size > 1 else scale)
+    is_first = _is_across(layer) and scale.size > 1
+    return _product(weights, scale.reshape(-1, *(1,) * (weights.ndim - 1)) if is_first else scale)
 
 
 def _product(old: Array, scale: Array) -> Array | None:

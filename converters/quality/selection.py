@@ -23,6 +23,7 @@ from converters.quality.measured import (
     unproven_outputs,
 )
 from converters.quality.order import dominated, ranks, sequence, ties
+from converters.words import in_words, titles, titles_with_ids
 from edgekit.errors import RefusedError
 
 CHOSEN, FITS, UNPROVEN, UNTESTED = "chosen", "fits", "unproven", "untested"
@@ -306,20 +307,24 @@ def _limits(measured: Measured, budget: Budget) -> str:
 
 
 def _nothing_fits(candidates: Sequence[Measured], verdicts: dict[str, tuple[str, str]], budget: Budget) -> RefusedError:
+    recipes = [measured.recipe for measured in candidates]
+    named, short = titles_with_ids(recipes), titles(recipes)
     if all(measured.fault for measured in candidates):
         reasons = dict.fromkeys(measured.fault for measured in candidates)
-        listed = [f"{', '.join(m.recipe.id for m in candidates if m.fault == reason)}: {reason}" for reason in reasons]
+        listed = [
+            f"{'; '.join(named[m.recipe.id] for m in candidates if m.fault == reason)}: {in_words(reason, short)}"
+            for reason in reasons
+        ]
         return RefusedError(
             "no candidate could be made: " + "\n  ".join(listed),
             advice="Change the model where a layer is named, or choose another target (`edgekit targets`).",
         )
     made = [measured for measured in candidates if not measured.fault] or list(candidates)
-    nearest = min(made, key=lambda m: (NEARNESS.index(verdicts[m.recipe.id][0]), _excess(m, budget)))
-    others = [f"\n  {name}: {reason}" for name, (_, reason) in verdicts.items() if name != nearest.recipe.id]
+    nearest = min(made, key=lambda m: (NEARNESS.index(verdicts[m.recipe.id][0]), _excess(m, budget))).recipe.id
+    told = {name: f"{named[name]}: {in_words(reason, short)}" for name, (_, reason) in verdicts.items()}
+    others = [f"\n  {text}" for name, text in told.items() if name != nearest]
     return RefusedError(
-        f"no candidate meets the budget; nearest is {nearest.recipe.id}: {verdicts[nearest.recipe.id][1]}"
-        + "".join(others),
-        advice=_wider(made, budget),
+        f"no candidate meets the budget; nearest is {told[nearest]}" + "".join(others), advice=_wider(made, budget)
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from converters.report.report import CandidateReport, Report
-from converters.report.words import figure_text, size_text
+from converters.words import figure_text, size_text
 
 WIDTH, HEIGHT = 760.0, 340.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 20.0, 26.0, 48.0

@@ -9,7 +9,7 @@ import msgspec
 from converters.quality.selection import FITS
 from converters.report.outputs import OutputReport
 from converters.report.report import CandidateReport, Report
-from converters.report.words import figure_text, in_words, share_text, size_text, titles
+from converters.words import figure_text, in_words, share_text, size_text, titles
 from edgekit.bundle.recipe import PRESETS
 
 BETTER_ROWS = 3  # smaller candidates, and cheaper ones, that an explanation names

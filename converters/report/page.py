@@ -10,7 +10,7 @@ import msgspec
 from converters.report.chart import HEIGHT, WIDTH, chart_of
 from converters.report.explain import baseline, explain, plain
 from converters.report.report import CandidateReport, Report
-from converters.report.words import figure_text, in_words, share_text, size_text, titles
+from converters.words import figure_text, in_words, share_text, size_text, titles
 
 
 def report_html(report: Report) -> bytes:

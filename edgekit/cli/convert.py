@@ -234,7 +234,7 @@ def _run(plan: ConversionPlan, cache: Cache | None) -> list[Report]:
 def _print_interrupted(plan: ConversionPlan, measured_by_target: dict[str, dict[str, Measured]]) -> None:
     """Print the candidates of an interrupted run on stderr."""
     from converters.quality.selection import choose
-    from converters.report.words import title, titles
+    from converters.words import title, titles
 
     note("")
     for target, candidates in measured_by_target.items():

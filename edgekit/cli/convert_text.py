@@ -28,7 +28,7 @@ def print_report(report: Report, prefix: str, *, explained: bool = False) -> Non
         explained: Print why this candidate was chosen, and only the candidates that the explanation names.
     """
     from converters.report.explain import explain
-    from converters.report.words import titles
+    from converters.words import titles
 
     names, why = titles(candidate.recipe for candidate in report.candidates), explain(report)
     click.echo(f"\n{report.target}: {names[report.chosen]}, {'proven' if report.proven else 'not proven'}")
@@ -46,7 +46,7 @@ def print_report(report: Report, prefix: str, *, explained: bool = False) -> Non
 
 
 def _print_candidates(report: Report, rows: Iterable[CandidateReport], names: dict[str, str]) -> None:
-    from converters.report.words import figure_text
+    from converters.words import figure_text
 
     print_table(
         ["bytes", "cost", report.metric, "drop", "at most", "verdict", "candidate"],

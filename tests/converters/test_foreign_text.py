@@ -1,4 +1,6 @@
-from converters.foreign_text import LONGEST, named, plain_text
+import pickle
+
+from converters.foreign_text import LONGEST, failure, named, plain_text
 
 KERAS = """Exception encountered when calling Functional.call().
 
@@ -45,3 +47,10 @@ def test_functions_and_operators_of_tensorflow_are_left_out():
     """The device and the function of an operator say nothing to a reader."""
     text = "{{function_node __wrapped__Mod_/job:localhost/device:CPU:0}} Integer division by zero [Op:Mod] name: "
     assert plain_text(text) == "Integer division by zero"
+
+
+def test_an_error_without_words_of_ours_keeps_its_text_for_verbose():
+    """The message names the library, its work and the kind of error; the text passes between processes."""
+    error = pickle.loads(pickle.dumps(failure("litert-quantizer", "quantizing the file", ValueError("axis\n  is 7"))))
+    text = "litert-quantizer failed while quantizing the file with ValueError (edgekit --verbose shows its text)"
+    assert (str(error), error.library_text) == (text, "axis is 7")

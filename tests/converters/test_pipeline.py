@@ -13,6 +13,7 @@ from converters.calibration.calibrate import Calibration
 from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan
+from converters.progress import ConversionCallbacks
 from edgekit.bundle.golden import read_golden, self_test
 from edgekit.bundle.manifest import MANIFEST_NAME, parse_manifest
 from edgekit.bundle.recipe import Recipe
@@ -278,7 +279,7 @@ def test_one_refused_target_leaves_no_bundle_of_the_others(onnx_folder, jetson, 
     """Either all targets get a bundle, or no target does."""
     limit = jetson[0].chosen_candidate.cost.value
     options = {"data": onnx_folder / "data.npz", "output": tmp_path / "out", "max_cost": limit}
-    with pytest.raises(RefusedError):
+    with pytest.raises(RefusedError, match=r"^server: no candidate meets the budget"):
         convert(onnx_folder / "model.onnx", targets=["jetson-orin", "server"], **options)
     assert not (tmp_path / "out").exists()
 
@@ -345,7 +346,10 @@ def test_wrong_choices_are_refused_before_any_work(choices, error):
 
 @pytest.mark.heavy
 def test_structure_that_a_target_cannot_run_is_refused_with_its_operator(tmp_path, child):
-    """Where no candidate can be made at all, nothing is pruned, and the refusal names what the target lacks."""
+    """Where no candidate can be made at all, nothing is pruned, and the refusal names the target and what it lacks.
+
+    Accelerators are asked first, so that nobody waits for another target in vain.
+    """
     nodes = [
         helper.make_node("Conv", ["x", "v"], ["b"], name="first"),
         helper.make_node("Relu", ["b"], ["r"], name="relu"),
@@ -359,11 +363,13 @@ def test_structure_that_a_target_cannot_run_is_refused_with_its_operator(tmp_pat
     weights = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
     models.saved(models.model_of(nodes, {"x": ["n", 1, 8, 8]}, {"y": ["n", 8]}, weights), tmp_path / "m.onnx")
     models.labelled_data(tmp_path / "d.npz", rows=200)
-    options = ConversionOptions(
-        targets=["coral-edgetpu"], data=tmp_path / "d.npz", accept_unproven=True, output=tmp_path
-    )
-    with pytest.raises(RefusedError, match="does not run on Edge TPU"):
-        run_plan(make_plan(tmp_path / "m.onnx", options), child=child)
+    targets = ["jetson-orin", "coral-edgetpu"]
+    options = ConversionOptions(targets=targets, data=tmp_path / "d.npz", accept_unproven=True, output=tmp_path)
+    made = []
+    callbacks = ConversionCallbacks(found=lambda profile, measured: made.append(profile.name))
+    with pytest.raises(RefusedError, match=r"^coral-edgetpu: .* does not run on Edge TPU"):
+        run_plan(make_plan(tmp_path / "m.onnx", options), callbacks=callbacks, child=child)
+    assert "jetson-orin" not in made
 
 
 LIGHT = """

@@ -125,9 +125,7 @@ def _run(
     if batch_first:
         source = tf.transpose(source, (1, 0, 2))
     steps, rows, _ = (int(size) for size in source.shape)
-    lengths = optional(inputs, 4)
-    if lengths is not None and (not lengths.constant or np.any(lengths.plain() != steps)):
-        raise CannotLowerError("sequences with lengths different from the input's")
+    within = _within(optional(inputs, 4), steps)
     loops = bool(attrs["loops"])
     if not loops:
         _require_few_steps(steps, constant(inputs[2], "recurrent weights"))
@@ -145,9 +143,9 @@ def _run(
         if loops:
             by_step = tf.reshape(input_parts, (steps, rows, first.shape[1]))
             make_step = functools.partial(cell, second, state_bias)
-            outputs, final = _loop(by_step, begin, make_step, backwards, keep=attrs["used"][0])
+            outputs, final = _loop(by_step, begin, make_step, backwards, within, keep=attrs["used"][0])
         else:
-            outputs, final = _unrolled(input_parts, begin, cell(second, state_bias), backwards)
+            outputs, final = _unrolled(input_parts, begin, cell(second, state_bias), backwards, within)
         answers.append(outputs)
         last.append(final)
     sequence = _joined([tf.expand_dims(answer, 1) for answer in answers], 1) if loops else _stacked(answers, steps)
@@ -209,19 +207,40 @@ def _first_state(value: Value | None, direction_index: int, rows: int, size: int
     return tf.convert_to_tensor(plain[:, direction_index] if batch_first else plain[direction_index])
 
 
-def _unrolled(input_parts: Any, states: list[Any], step: CellStep, backwards: bool) -> tuple[list[Any], list[Any]]:
+def _within(lengths: Value | None, steps: int) -> Any:
+    """(steps, rows, 1): 1 where a step is within the length of its sequence, else 0; None where all steps are."""
+    if lengths is None or (lengths.constant and np.all(lengths.plain() == steps)):
+        return None
+    ends = tf.reshape(tf.cast(lengths.plain(), tf.int32), (1, -1))
+    numbers = np.arange(steps, dtype=np.int32)[:, None]
+    return tf.expand_dims(tf.cast(tf.less(numbers, ends), tf.float32), 2)
+
+
+def _masked(step: CellStep, input_part: Any, states: list[Any], within: Any) -> tuple[Any, list[Any]]:
+    """The step's output and the new states. Past the end of a sequence, the output is 0 and the states stay."""
+    new = step(input_part, states)
+    if within is None:
+        return new[0], new
+    kept = [within * one for one in new]
+    return kept[0], [one + (1.0 - within) * before for one, before in zip(kept, states, strict=True)]
+
+
+def _unrolled(
+    input_parts: Any, states: list[Any], step: CellStep, backwards: bool, within: Any
+) -> tuple[list[Any], list[Any]]:
     """The output of each step (rows, size) in a list, and the last states."""
     rows = int(states[0].shape[0])
     steps = int(input_parts.shape[0]) // rows
     answers: list[Any] = [None] * steps
     for step_index in reversed(range(steps)) if backwards else range(steps):
-        states = step(input_parts[step_index * rows : (step_index + 1) * rows], states)
-        answers[step_index] = states[0]
+        here = None if within is None else within[step_index]
+        part = input_parts[step_index * rows : (step_index + 1) * rows]
+        answers[step_index], states = _masked(step, part, states, here)
     return answers, states
 
 
 def _loop(
-    by_step: Any, states: list[Any], make_step: Callable[[], CellStep], backwards: bool, *, keep: bool
+    by_step: Any, states: list[Any], make_step: Callable[[], CellStep], backwards: bool, within: Any, *, keep: bool
 ) -> tuple[Any, list[Any]]:
     """The outputs of all steps (steps, rows, size), zeros unless `keep`; and the last states."""
     steps = int(by_step.shape[0])
@@ -229,8 +248,9 @@ def _loop(
 
     def body(count: Any, states: list[Any], *outputs: Any) -> tuple[Any, ...]:
         index = steps - 1 - count if backwards else count
-        states = make_step()(tf.gather(by_step, index), states)
-        return (count + 1, states, *(one.write(index, states[0]) for one in outputs))
+        here = None if within is None else tf.gather(within, index)
+        answer, states = _masked(make_step(), tf.gather(by_step, index), states, here)
+        return (count + 1, states, *(one.write(index, answer) for one in outputs))
 
     written = [tf.TensorArray(tf.float32, steps, element_shape=(rows, size))] if keep else []
     _, last, *kept = tf.while_loop(

@@ -66,10 +66,20 @@ def positive(op, **attributes):
 HALF = {"half": np.float32(0.5)}
 
 
-def recurrent(op, gates, *, steps=5, hidden=3, width=4, ways=1, states=1, **attributes):
-    """A recurrent layer over x (1, steps, width) with all its outputs, as exporters write it."""
-    names = ["w", "r", "b"]
+def recurrent(op, gates, *, steps=5, hidden=3, width=4, ways=1, states=1, lengths=False, **attributes):
+    """A recurrent layer over x (1, steps, width) with all its outputs, as exporters write it.
+
+    With `lengths` each sequence ends where the answer to the input says, as in PyTorch's packed sequences.
+    """
+    names = ["w", "r", "b", *["n"] * lengths]
+    ends = [
+        node("ArgMax", output="i", axis=1, keepdims=0),
+        node("ReduceMin", ("i",), "m", axes=[1], keepdims=0),
+        node("Add", ("m", "one"), "o"),
+        node("Cast", ("o",), "n", to=onnx.TensorProto.INT32),
+    ]
     nodes = [
+        *ends * lengths,
         node("Transpose", output="t", perm=[1, 0, 2]),
         node(op, ("t", *names), ["s", "h", "c"][: 1 + states], hidden_size=hidden, **attributes),
         node("Transpose", ("s",), "y", perm=[2, 0, 1, 3]),
@@ -79,6 +89,7 @@ def recurrent(op, gates, *, steps=5, hidden=3, width=4, ways=1, states=1, **attr
         "w": weights(ways, gates * hidden, width),
         "r": weights(ways, gates * hidden, hidden),
         "b": weights(ways, 2 * gates * hidden),
+        "one": ints(1),
     }
     return case(nodes, [1, steps, width], [1, steps, ways, hidden], held, also={"last": [1, ways, hidden]})
 
@@ -333,6 +344,8 @@ CASES = {
     "gru-reset-after": recurrent("GRU", 3, linear_before_reset=1),
     "gru-both-ways": recurrent("GRU", 3, ways=2, direction="bidirectional", linear_before_reset=1),
     "rnn": recurrent("RNN", 1),
+    "lstm-lengths": recurrent("LSTM", 4, ways=2, states=2, lengths=True, direction="bidirectional"),
+    "gru-lengths": recurrent("GRU", 3, ways=2, lengths=True, direction="bidirectional", linear_before_reset=1),
     "lstm-first-states": case([node("LSTM", ("x", "w", "r", "", "", "h", "c"), ["", "", "y"], hidden_size=3)], [1, 1, 4], [1, 1, 3], {"w": weights(1, 12, 4), "r": weights(1, 12, 3), "h": weights(1, 1, 3), "c": weights(1, 1, 3)}),
     "stft": case([node("STFT", ("x", "step", "window"))], [1, 40], [1, 5, 9, 2], {"step": np.int64(5), "window": np.hanning(16).astype(np.float32)}),
     "stft-all-bins": case([node("STFT", ("x", "step", "", "length"), onesided=0)], [1, 40, 1], [1, 5, 16, 2], {"step": np.int64(5), "length": np.int64(16)}),

@@ -44,7 +44,7 @@ def in_front(*layers, operator="Mul"):
     return [helper.make_node(operator, ["x", "f"], ["s"], "factor"), *layers]
 
 
-@pytest.mark.parametrize("factor", [2.5, [0.25], [[3.0, 3.0, 3.0, 3.0]]])
+@pytest.mark.parametrize("factor", [2.5, [0.25], [[3.0]]])
 @pytest.mark.parametrize("operator", ["Mul", "Div"])
 @pytest.mark.parametrize(
     "layers",
@@ -73,11 +73,12 @@ def test_one_number_in_front_is_folded_into_the_weights_of_all_layers_that_read_
     ("layers", "factor"),
     [
         ([helper.make_node("MatMul", ["s", "w"], ["y"])], [1.0, 2.0, 3.0, 4.0]),
+        ([helper.make_node("MatMul", ["s", "w"], ["y"])], [[[2.0]]]),
         ([helper.make_node("MatMul", ["s", "w"], ["p"]), helper.make_node("MatMul", ["x", "w"], ["q"])], 2.0),
         ([helper.make_node("MatMul", ["s", "w"], ["y"]), helper.make_node("Relu", ["s"], ["r"])], 2.0),
         ([helper.make_node("Gemm", ["s", "s"], ["y"], transA=1)], 2.0),
     ],
-    ids=["different factors", "weights read twice", "read by another operator", "no weights"],
+    ids=["different factors", "another rank", "weights read twice", "read by another operator", "no weights"],
 )
 def test_other_factors_in_front_stay(layers, factor):
     """Different factors bring the inputs to one scale; shared weights and other readers keep theirs."""
@@ -109,3 +110,64 @@ def test_other_factors_in_front_stay(layers, factor):
 def test_other_factors_stay(nodes, factor, outputs):
     """A value that is read elsewhere, shared weights, and a factor that would leave float32 stay as they are."""
     assert not run_pass(FoldFactors(), dense(nodes, factor, outputs)).modified
+
+
+def convolution(nodes, factor):
+    """A graph from x (n, 4, 5, 5) to y with weights w (6, 2, 3, 3), bias b and factor f."""
+    held = {"w": RNG.normal(size=(6, 2, 3, 3)), "b": RNG.normal(size=6), "f": np.asarray(factor)}
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size, 5, 5]) for name, size in (("x", 4), ("y", 6))
+    ]
+    constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in held.items()]
+    made = helper.make_graph(nodes, "convolution", ends[:1], ends[1:], constants)
+    return Graph(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+SETTINGS = {"group": 2, "pads": [1, 1, 1, 1], "name": "conv"}
+CHANNELS = np.arange(1.0, 7.0)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "factor", "folded"),
+    [
+        (
+            [helper.make_node("Conv", ["x", "w", "b"], ["c"], **SETTINGS), helper.make_node("Mul", ["f", "c"], ["y"])],
+            0.5,
+            True,
+        ),
+        (
+            [helper.make_node("Conv", ["x", "w", "b"], ["c"], **SETTINGS), helper.make_node("Div", ["c", "f"], ["y"])],
+            CHANNELS,
+            True,
+        ),
+        (
+            [helper.make_node("Conv", ["x", "w"], ["c"], **SETTINGS), helper.make_node("Mul", ["c", "f"], ["y"])],
+            CHANNELS[None],
+            True,
+        ),
+        (
+            [helper.make_node("Conv", ["x", "w"], ["c"], **SETTINGS), helper.make_node("Mul", ["c", "f"], ["y"])],
+            np.ones(5),
+            False,
+        ),
+        (
+            [helper.make_node("Mul", ["x", "f"], ["s"]), helper.make_node("Conv", ["s", "w", "b"], ["y"], **SETTINGS)],
+            0.5,
+            True,
+        ),
+        (
+            [helper.make_node("Mul", ["x", "f"], ["s"]), helper.make_node("Conv", ["s", "w", "b"], ["y"], **SETTINGS)],
+            CHANNELS[:4],
+            False,
+        ),
+    ],
+    ids=["behind", "behind, each channel", "behind, no bias", "along a row", "in front", "in front, each channel"],
+)
+def test_factors_of_convolutions_are_folded_too(nodes, factor, folded):
+    """One number on either side and a factor for each channel behind; a factor along a row stays."""
+    graph = convolution(nodes, factor)
+    result = run_pass(FoldFactors(), graph)
+    assert result.modified == folded
+    assert len(result.graph.nodes) == (1 if folded else 2)
+    rows = {"x": RNG.normal(size=(2, 4, 5, 5)).astype(np.float32)}
+    assert np.allclose(result.graph.run(rows)["y"], graph.run(rows)["y"], rtol=1e-5, atol=1e-5)

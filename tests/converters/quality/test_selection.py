@@ -55,7 +55,7 @@ def test_unproven_int8_gives_way_to_float_and_says_what_it_lacks():
 def test_where_no_candidate_could_be_made_the_reasons_are_told_and_not_the_budget():
     """Raising --max-drop helps nothing then; equal reasons are told once."""
     failed = [measured(kind, 0, 0, fault="operator 3, ERF, is not supported") for kind in ("float16", "int8")]
-    with pytest.raises(RefusedError, match=r"no candidate could be made: float16, int8: operator 3, ERF") as caught:
+    with pytest.raises(RefusedError, match=r"no candidate could be made: float16; int8: operator 3, ERF") as caught:
         pick(*failed)
     assert "--max-drop" not in caught.value.advice
     assert "edgekit targets" in caught.value.advice
@@ -171,6 +171,17 @@ def test_nothing_within_budget_names_the_nearest():
         pick(measured("int8", 400, 100, drop=(0.0, 0.03)), measured("float16", 200, 60, drop=(0.3, 0.4), choice=0.3))
     assert "float16" in str(caught.value)
     assert caught.value.exit_code == 3
+
+
+def test_a_refusal_has_the_names_that_people_read_with_the_ids_in_brackets():
+    """The nearest and all others, also inside of reasons, where the id is left out."""
+    near = measured("int8-dynamic", 400, 100, drop=(0.0, 0.03))
+    far = msgspec.structs.replace(measured("int8", 500, 120, drop=(0.3, 0.4)), recipe=Recipe("int8", equalize=True))
+    with pytest.raises(RefusedError) as caught:
+        pick(near, far)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("no candidate meets the budget; nearest is int8 dynamic [int8-dynamic]: drop of")
+    assert second.startswith('  int8, channels equalized [int8-equalized]: "int8 dynamic" costs no more')
 
 
 def test_nearest_to_a_limit_of_size_is_the_smallest():

@@ -18,7 +18,7 @@ from converters.report.report import (
     SourceReport,
     Value,
 )
-from converters.report.words import titles
+from converters.words import titles
 from edgekit.bundle.manifest import Cost
 from edgekit.bundle.recipe import Recipe
 

@@ -1,4 +1,4 @@
-"""Names and numbers as people read them: recipes, sizes, shares. Used by the report, tables and explanations."""
+"""Names and numbers as people read them: recipes, sizes, shares. Used by reports, tables, explanations and errors."""
 
 from __future__ import annotations
 
@@ -56,6 +56,11 @@ def titles(recipes: Iterable[Recipe]) -> dict[str, str]:
         used[text] += 1
         named[name] = f"{text} ({used[text]})" if count[text] > 1 else text
     return named
+
+
+def titles_with_ids(recipes: Iterable[Recipe]) -> dict[str, str]:
+    """Title by id, with the id behind it in brackets where it is another."""
+    return {name: text if text == name else f"{text} [{name}]" for name, text in titles(recipes).items()}
 
 
 def in_words(text: str, names: Mapping[str, str], *, chosen: str = "") -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from converters.report.words import figure_text, in_words, share_text, size_text, title, titles
+from converters.words import figure_text, in_words, share_text, size_text, title, titles
 from edgekit.bundle.recipe import Recipe
 
 
