@@ -74,6 +74,9 @@ class Follower:
     async def start(self) -> None:
         """Load every model for the first time. Where none is named, the failure of one leaves the others alone.
 
+        A canary that fails, or a version beside the main one, is told and keeps no model from being served: otherwise
+        the next restart of a tier with a faulty canary would end it.
+
         Raises:
             NotFoundError: a named model has no bundle to serve, or none is there.
             EdgekitError: the main version of a named model, or of all models, cannot be fetched or loaded.
@@ -87,9 +90,9 @@ class Follower:
             try:
                 await self._update(name, _of(rows, name), is_first=True)
             except EdgekitError as error:
-                if self._names is not None:
+                if self._names is not None and name not in self._models.models():
                     raise
-                self._fail(name, str(error))
+                self._fail(name, str(error), at_start=True)
                 failure = error
         if failure is not None and not self._models.models():
             raise failure
@@ -199,14 +202,18 @@ class Follower:
         loaded.on_closed = remove
         return loaded
 
-    def _fail(self, name: str, message: str) -> None:
+    def _fail(self, name: str, message: str, *, at_start: bool = False) -> None:
         """Tell a failure once, until it changes or ends. It names the model; "" is the registry."""
         if name and not message.startswith((f"{name} ", f"{name}: ")) and repr(name) not in message:
             message = f"{name}: {message}"
-        if self._told.get(name) != message:
-            self._told[name] = message
-            is_new = name and name not in self._models.models()
-            self._tell(f"{message}; {'it is not served' if is_new else 'what was served before is served on'}")
+        if self._told.get(name) == message:
+            return
+        self._told[name] = message
+        if name and name not in self._models.models():
+            outcome = "it is not served"
+        else:
+            outcome = f"{self._models.version(name)} is served" if at_start else "what was served before is served on"
+        self._tell(f"{message}; {outcome}")
 
 
 def _of(rows: Sequence[CatalogueEntry], name: str) -> list[CatalogueEntry]:
