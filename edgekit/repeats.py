@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 MAX_KEYS = 10_000
 LOG_SECONDS = 60.0
-LOG_LINES = 20  # of one place in the code within LOG_SECONDS
+LOG_LINES = 60  # of one place in the code within LOG_SECONDS: an update has eleven steps, a device several models
 _DECIDED = "edgekit_allowed"  # attribute of a log record
 
 

@@ -20,14 +20,17 @@ from device_agents.storage.journal import Journal
 from device_agents.threads import in_thread
 from edgekit.bounds import MAX_INTEGER
 from edgekit.errors import DataError, DiskError, EdgekitError, SignatureError, TransportError
+from edgekit.identity.series import used_up
 from edgekit.mqtt import messages, topics
 from edgekit.protocols import Clock, Message, Transport
+from edgekit.repeats import Repeats
 from edgekit.trust.envelopes import open_envelope
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 16
 SAME_EVENT_SECONDS = 60.0
+TAKEN, LEARNED = "name-taken", "numbers-learned"
 
 
 class NumberFollower:
@@ -70,7 +73,8 @@ class NumberFollower:
         self._topic = topics.device(fleet, device, "reported")
         self._clock = clock
         self._heard = False  # a report of this run was received back
-        self._takeovers, self._told_at = 0, float("-inf")
+        self._takeovers = 0
+        self._told = Repeats(1, SAME_EVENT_SECONDS)
 
     async def start(self) -> None:
         """Read this device's own report after each connect, the first before a report of this run can replace it."""
@@ -155,15 +159,15 @@ class NumberFollower:
 
     def _tell_taken(self, found: str) -> None:
         """Send an event about another agent with this device's identity, once a minute."""
-        now = self._clock.monotonic()
-        if now - self._told_at < SAME_EVENT_SECONDS:
+        if not self._told.take(TAKEN, self._clock.monotonic()).allowed:
             return
-        self._told_at = now
         message = f"the name {self._device} is used twice: {found}. Two devices have one identity"
         log.error("%s", message)
-        self._events.send("name-taken", "", "", message)
+        self._events.send(TAKEN, "", "", message)
 
     async def _continue_above(self, found: str, **numbers: int) -> None:
+        if numbers.get("report", 0) >= MAX_INTEGER:
+            raise DataError(used_up(self._device, numbers["report"]))
         if any(number >= MAX_INTEGER for number in numbers.values()):
             raise DataError(f"a number is out of range: {numbers}, expected less than {MAX_INTEGER}")
         last = self._journal.last_report
@@ -173,7 +177,8 @@ class NumberFollower:
             f"this device's last report was {last}, and {found}: it was re-imaged, its disk was restored, or another "
             "device uses its name. Its numbers go on above."
         )
-        log.warning("%s", message)
-        detail: dict[str, Any] = {"last": last, **numbers}
-        self._events.send("numbers-learned", "", "", message, detail)
+        if self._told.take(LEARNED, self._clock.monotonic()).allowed:  # two devices of one name learn without end
+            log.warning("%s", message)
+            detail: dict[str, Any] = {"last": last, **numbers}
+            self._events.send(LEARNED, "", "", message, detail)
         self._link.changed()

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from securesystemslib.signer import Key
 
+from edgekit.bounds import MAX_INTEGER
 from edgekit.controller.clocks import DeviceClocks
 from edgekit.controller.director import Director
 from edgekit.controller.inbox import Arrived, Inbox
 from edgekit.controller.refusals import RefusalService
 from edgekit.errors import DataError, NotFoundError, PacketTooLargeError, SignatureError, TransportError
-from edgekit.identity.series import RunHistory, is_behind
+from edgekit.identity.series import RunHistory, is_behind, used_up
 from edgekit.mqtt import topics
 from edgekit.mqtt.messages import (
     NOTICE,
@@ -270,6 +271,9 @@ class DeviceService:
         stored = self._state.devices.numbers(report.device)
         if not is_behind(report, arrived, stored):
             log.debug("report %d of %s came after report %d", report.number, report.device, stored.report)
+            return
+        if stored.report >= MAX_INTEGER:
+            self.tell(report.device, "numbers-behind", "", used_up(report.device, stored.report))
             return
         message = (
             f"report {report.number} was dropped, because report {stored.report} is stored: was this device re-imaged? "

@@ -5,10 +5,21 @@ import shutil
 import msgspec
 import pytest
 
+from edgekit.bounds import MAX_INTEGER
 from edgekit.controller.recovery import collect_retained, found_devices
 from edgekit.mqtt import topics
 from edgekit.mqtt.broker import find_mosquitto, start_broker
-from edgekit.mqtt.messages import NOTICE, Answer, BlocksRequest, Presence, Range, Reported, decode, encode
+from edgekit.mqtt.messages import (
+    NOTICE,
+    OWN_REPORT,
+    Answer,
+    BlocksRequest,
+    Presence,
+    Range,
+    Reported,
+    decode,
+    encode,
+)
 from edgekit.rollout.cohort import Device as Enrolled
 from edgekit.state import open_fleet_state
 from edgekit.trust.envelopes import seal
@@ -60,6 +71,41 @@ async def test_new_disk_without_a_retained_report_learns_from_the_controller(tmp
         await device.kill()
         await side.until(lambda: not view(side).online)
         assert device.agent._journal.record.session == 900
+
+
+async def test_a_report_with_the_highest_number_calls_for_a_new_key(tmp_path):
+    """A holder of the key can send it, and nothing can follow; both sides say what to do, and a new key ends it."""
+    async with ControlSide(tmp_path) as side:
+        device = Device(tmp_path / "device", side.broker, side.root)
+        pem = (tmp_path / "device" / "device.pub").read_text()
+        side.state.devices.enroll(Enrolled(DEVICE, TARGET, pem, enrolled=side.clock.wall()))
+        last = Reported(DEVICE, FLEET, MAX_INTEGER, 0.0, 3, {}, {}, session=900)
+        assert side.state.devices.save_report(last, side.clock.wall() - 60, payload=seal(last, device.signer))
+        await device.start()
+        await side.until(lambda: "numbers-behind" in kinds(side))
+        (event,) = [event for event in side.state.devices.events(DEVICE) if event.kind == "numbers-behind"]
+        assert event.message.endswith(f"Give it a new key: edgekit device rekey {DEVICE}")
+        await device.stop()
+        generate_key(tmp_path / "new.key")
+        side.state.lifecycle.rekey(DEVICE, (tmp_path / "new.pub").read_text(), side.clock.wall())
+        device.signer = load_signer(tmp_path / "new.key")
+        await device.start()
+        await side.until(lambda: 0 < side.state.devices.numbers(DEVICE).report < MAX_INTEGER)
+
+
+async def test_two_devices_that_learn_from_each_other_say_so_once_a_minute(tmp_path):
+    """Each report of a copy raises the numbers of the other one; their events must not push out all others."""
+    async with fleet_of_one(tmp_path) as (side, device):
+        await side.until(lambda: view(side).online)
+        number = 5000
+        for _ in range(4):
+            number = max(number, side.state.devices.numbers(DEVICE).report) + 1000
+            report = Reported(DEVICE, FLEET, number, 0.0, 0, {}, {}, session=1, run=f"copy{number}")
+            payload = seal(report, device.signer)
+            side.broker.publish(topics.answer(FLEET, DEVICE), encode(Answer(id=OWN_REPORT, data=payload)))
+            await side.until(lambda number=number: side.state.devices.numbers(DEVICE).report > number)
+        learned = [event for event in side.state.devices.events(DEVICE) if event.kind == "numbers-learned"]
+        assert len(learned) == 1
 
 
 async def test_new_disk_learns_from_the_retained_report_alone(tmp_path):
