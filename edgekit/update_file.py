@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import struct
@@ -12,6 +13,8 @@ import msgspec
 
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.errors import DataError, DiskError, NotFoundError
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 SUFFIX = ".edgekit"
@@ -155,19 +158,31 @@ class UpdateFile:
 def find_update_file(path: Path, device: str) -> Path:
     """The file itself; of a folder, the update file with the highest assignment for a device.
 
+    Files that cannot be read are logged.
+
     Raises:
         NotFoundError: there is none.
+        DataError: there is none, and files that cannot be read are there.
     """
     if not path.is_dir():
         return path
     best: tuple[int, str] | None = None
+    faults: list[str] = []
     for one in sorted(path.glob(f"*{SUFFIX}")):
         try:
             with UpdateFile(one) as file:
                 version = _claimed_version(file.desired(device))
-        except (NotFoundError, DataError, DiskError):
+        except NotFoundError:
+            continue
+        except (DataError, DiskError) as error:
+            log.warning("%s is left out: %s", one.name, error)
+            faults.append(str(error))
             continue
         best = max(best or (0, ""), (version, str(one)))
+    if best is None and faults:
+        raise DataError(
+            f"no *{SUFFIX} file in {path} can be used for {device!r}: {'; '.join(faults[:3])}", advice="Copy it again."
+        )
     if best is None:
         raise NotFoundError(
             f"no *{SUFFIX} file in {path} has an assignment for {device!r}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import time
 import zipfile
@@ -69,6 +70,13 @@ def test_a_file_has_what_its_devices_need(shell: Shell, tmp_path: Path) -> None:
     assert find_update_file(tmp_path, "pi-2") == tmp_path / "all.edgekit"
     with pytest.raises(NotFoundError, match="pi-9"):
         find_update_file(tmp_path, "pi-9")
+    (tmp_path / "stick").mkdir()
+    cut = tmp_path / "stick" / "cut.edgekit"
+    cut.write_bytes((tmp_path / "all.edgekit").read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"cut\.edgekit is no update file"):
+        find_update_file(tmp_path / "stick", "pi-2")  # a copy that was cut short is not "none for this device"
+    shutil.copy("all.edgekit", tmp_path / "stick")
+    assert find_update_file(tmp_path / "stick", "pi-2") == tmp_path / "stick" / "all.edgekit"
 
 
 @pytest.mark.parametrize(
