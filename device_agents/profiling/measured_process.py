@@ -20,11 +20,12 @@ import numpy as np
 
 from device_agents.profiling.measuring import Measured, MeasuringJob
 from edgekit.bundle.golden import read_golden
-from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_GOLDEN, parse_manifest
+from edgekit.bundle.manifest import MANIFEST_NAME, ROLE_GOLDEN, ROLE_MODEL, parse_manifest
 from edgekit.bundle.state import first_call
 from edgekit.errors import EdgekitError, RuntimeLoadError
 from edgekit.protocols import Runtime
 from edgekit.runtimes import import_library, open_runtime
+from edgekit.runtimes.model_memory import ModelMemory
 from edgekit.sealing.opening import read_file
 from edgekit.tensors import Array
 
@@ -61,11 +62,14 @@ def _measure(folder: Path, job: MeasuringJob) -> Measured:
     import_library(manifest)
     # Only now: a library that cannot be imported for want of memory looks like one that is not installed.
     resource.setrlimit(resource.RLIMIT_DATA, (job.memory_bytes, job.memory_bytes))
-    before, began = _resident_bytes(), time.perf_counter()
+    memory, began = ModelMemory((folder / manifest.file(ROLE_MODEL).path).absolute()), time.perf_counter()
     runtime = open_runtime(manifest, folder, threads=job.threads, class_keys=job.class_keys)
     load_ms = (time.perf_counter() - began) * 1000
     golden, _ = read_golden(read_file(manifest, folder, manifest.file(ROLE_GOLDEN)))
     call = first_call(runtime.inputs, manifest.inputs, golden)
+    for _ in range(WARM_UP_RUNS):
+        runtime.run(call)
+    model_bytes = memory.peak()  # before the times, which take memory too
     times = _times(runtime, call, job.seconds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     provider = runtime.provider
@@ -77,14 +81,12 @@ def _measure(folder: Path, job: MeasuringJob) -> Measured:
         p50_ms=round(float(np.quantile(times, 0.5)), 4),
         p95_ms=round(float(np.quantile(times, 0.95)), 4),
         peak_bytes=peak,
-        model_bytes=max(0, peak - before),
+        model_bytes=model_bytes,
     )
 
 
 def _times(runtime: Runtime, call: dict[str, Array], seconds: float) -> list[float]:
-    """Milliseconds of each run, after some that are not counted."""
-    for _ in range(WARM_UP_RUNS):
-        _timed(lambda: runtime.run(call))
+    """Milliseconds of each run."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < MIN_RUNS or (time.perf_counter() < end and len(times) < MAX_RUNS):
@@ -96,14 +98,6 @@ def _timed(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     run()
     return (time.perf_counter() - began) * 1000
-
-
-def _resident_bytes() -> int:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError) as error:
-        raise RuntimeLoadError(f"the memory of a process cannot be read here: {error}") from error
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

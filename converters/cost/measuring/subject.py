@@ -18,12 +18,13 @@ from typing import Any
 
 import msgspec
 
-from converters.cost.measuring.counters import Counter, Memory, emulated_counter, kernel_counter
+from converters.cost.measuring.counters import Counter, emulated_counter, kernel_counter
 from converters.cost.measuring.layers import LayersError, litert_layers, onnx_layers
 from converters.cost.measuring.messages import EMULATED, Job, Layer, Outcome
 from edgekit.bundle.golden import read_golden
 from edgekit.errors import EdgekitError
 from edgekit.runtimes import LITERT
+from edgekit.runtimes.model_memory import ModelMemory
 from edgekit.tensors import Array
 
 COUNTED_INSTRUCTIONS = 4e6  # runs are repeated up to about this many, so that one run's noise does not matter
@@ -45,7 +46,7 @@ def measure(job: Job, counter: Counter | str, *, emulated: bool) -> Outcome:
     inputs, _ = read_golden(Path(job.inputs).read_bytes())
     path = Path(job.path)
     _adapter(job.runtime)  # before the memory is read, because the library is not the model's
-    memory = Memory(path, emulated=emulated)
+    memory = ModelMemory(path, emulated=emulated)
     runtime = _adapter(job.runtime)(path)
     call = runtime.repeated(inputs)
     for _ in range(WARM_UP_RUNS):

@@ -87,7 +87,7 @@ async def test_a_fleet_can_look_measure_set_and_restart(tmp_path: Path) -> None:
         assert measured.ok, measured.message
         detail = measured.detail
         assert 0 < detail["p50_ms"] <= detail["p95_ms"]
-        assert 0 <= detail["model_bytes"] < detail["peak_bytes"]
+        assert 0 <= detail["model_bytes"] < 8e6 < detail["peak_bytes"]  # the runtime's library is not the model
         assert (detail["runs"] >= 5, detail["provider"]) == (True, "CPUExecutionProvider")
         short = await ask(side, "profile", **bundle, seconds=0.2, memory_mib=16)
         assert not short.ok

@@ -9,13 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from converters.cost.measuring.counters import Memory, kernel_counter
+from converters.cost.measuring.counters import kernel_counter
 from converters.cost.measuring.layers import LayersError
 from converters.cost.measuring.layers import _nodes as nodes
 from converters.cost.measuring.messages import Layer
 from converters.cost.measuring.process import HOST, Measuring
 from converters.cost.measuring.subject import without_profiler
 from edgekit.errors import RuntimeLoadError
+from edgekit.runtimes.model_memory import ModelMemory
 from tests.simulators.small_models import litert_model, onnx_model
 
 X = {"x": np.ones((1, 3), np.float32)}
@@ -146,7 +147,7 @@ def test_the_kernel_counts_or_says_why_not():
 
 def test_memory_is_that_of_pages_that_were_touched(tmp_path):
     """16 MB of written pages are seen at their peak, after they were freed too."""
-    memory = Memory(tmp_path / "model", emulated=False)
+    memory = ModelMemory(tmp_path / "model", emulated=False)
     with mmap.mmap(-1, 1 << 24, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:  # an array may reuse old pages
         pages.write(b"x" * len(pages))
     assert memory.peak() > 14e6
