@@ -196,6 +196,7 @@ class Fallback:
                 failed = error
         if failed is not None:
             raise failed
+        await self._budgets.store(request.model)  # the clock may have been set, and the day with it
         self._not_called(request.model, counts, refused)
 
     def _line(self, request: _Request, endpoint: CloudEndpoint) -> EndpointLine:

@@ -48,7 +48,11 @@ class Budgets:
         self._listener = listener
 
     def judge(self, model: str, size: int, score: float | None) -> Verdict:
-        """Whether a call of `size` bytes is within the budgets; nothing is counted. `score` as in the rules."""
+        """Whether a call of `size` bytes is within the budgets; nothing is counted. `score` as in the rules.
+
+        The begin of the day is kept, and written by the next `store`: a day that began anew at each look, because the
+        clock was set meanwhile, would never end.
+        """
         found, now = Verdict.ALLOWED, self._clock.wall()
         for key, budget in self._budgets(model):
             spent = self._today(key, now)
@@ -66,11 +70,11 @@ class Budgets:
             self._spent[key] = budget_rules.add(self._today(key, now), size)
 
     async def store(self, model: str) -> None:
-        """Write what is spent, and a little more, unless the last write covers it."""
+        """Write what is spent, and a little more, unless the last write covers it; no day without calls."""
         is_covered = True
         for key, budget in self._budgets(model):
-            spent = self._spent[key]
-            if not budget_rules.covers(budget, self._stored.get(key, Spent()), spent):
+            spent = self._spent.get(key, Spent())
+            if (spent.calls or spent.bytes) and not budget_rules.covers(budget, self._stored.get(key, Spent()), spent):
                 self._stored[key] = budget_rules.reserved(budget, spent)
                 is_covered = False
         if not is_covered and self._disk is not None:
@@ -87,7 +91,9 @@ class Budgets:
         return [(key, budget) for key, budget in found if budget.limited]
 
     def _today(self, key: str, now: float) -> Spent:
-        return budget_rules.today(self._spent.get(key, Spent()), now, self._clock.monotonic())
+        found = budget_rules.today(self._spent.get(key, Spent()), now, self._clock.monotonic())
+        self._spent[key] = found
+        return found
 
     def _tell_spent(self, key: str, budget: Budget, spent: Spent) -> None:
         if self._told.get(key) == spent.begun:
