@@ -12,7 +12,7 @@ import msgspec
 from converters.bundle import require_writable, with_files, write_bundle
 from converters.candidates.candidate import HOST_PROVIDERS, run_rows
 from converters.cascade.calibrate import Calibration, Promise, Run, calibrate
-from converters.cascade.page import with_section
+from converters.cascade.page import with_section, with_version
 from converters.cascade.record import with_cascade
 from converters.compare import bundle_interface, stated_like
 from converters.data.image_folders import load_originals
@@ -212,9 +212,10 @@ def certify_bundle(
     files = {entry.path: (entry.role, (edge / entry.path).read_bytes()) for entry in manifest.files}
     files[CERTIFICATE_NAME] = (ROLE_CERTIFICATE, result.certificate.canonical_bytes())
     if REPORT in files:
-        files[REPORT] = (ROLE_REPORT, with_cascade(files[REPORT][1], result))
+        files[REPORT] = (ROLE_REPORT, with_cascade(files[REPORT][1], result, new.version))
     if PAGE in files:
-        files[PAGE] = (ROLE_REPORT, with_section(files[PAGE][1], result))
+        page = with_version(files[PAGE][1], new.name, manifest.version, new.version)
+        files[PAGE] = (ROLE_REPORT, with_section(page, result))
     return write_bundle(folder, name, with_files(new, files), files), result
 
 

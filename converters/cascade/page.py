@@ -17,6 +17,13 @@ _POINTS = 200
 _ROOM = 0.12  # share of the range that is left free above and below the curve
 
 
+def with_version(page: bytes, name: str, old: str, new: str) -> bytes:
+    """The report's page of the version `new` of a model; its title and heading name `old`."""
+    for tag in ("<title>", "<h1>"):
+        page = page.replace(f"{tag}{name} {old} ".encode(), f"{tag}{name} {new} ".encode(), 1)
+    return page
+
+
 def with_section(page: bytes, result: Calibration) -> bytes:
     """The report's page with the section after the first one; a section of an earlier calibration is replaced."""
     begin, end = page.find(_BEGIN), page.find(_END)

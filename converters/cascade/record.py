@@ -13,8 +13,8 @@ from edgekit.errors import DataError
 _POINTS = 100
 
 
-def with_cascade(report: bytes, result: Calibration) -> bytes:
-    """The bytes of report.json with the key ``cascade``; that of an earlier calibration is replaced.
+def with_cascade(report: bytes, result: Calibration, version: str) -> bytes:
+    """The bytes of report.json of another version, with the key ``cascade``; an earlier calibration's is replaced.
 
     Raises:
         DataError: the report is no JSON object.
@@ -23,6 +23,7 @@ def with_cascade(report: bytes, result: Calibration) -> bytes:
         document = msgspec.json.decode(report, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataError(f"report.json of the edge bundle cannot be read: {error}") from error
+    document["version"] = version
     document["cascade"] = cascade(result)
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 

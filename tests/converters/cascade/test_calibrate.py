@@ -158,7 +158,8 @@ def test_too_few_samples_say_how_many_would_do(folder, tmp_path) -> None:
 
 def test_the_pages_section_is_replaced_and_not_added_twice(folder, tmp_path) -> None:
     """A second calibration of a certified bundle shows its own figures only, beside what the report had."""
-    report = b"<html><body><main><section><h2>Chosen</h2></section>\n<section>Candidates</section></main></body></html>"
+    report = b"<title>pair 1.0.0 for x86-64</title><h1>pair 1.0.0 <span>for x86-64</span></h1>"
+    report += b"<main><section><h2>Chosen</h2></section>\n<section>Candidates</section></main>"
     edge = tmp_path / "edge"
     manifest = edge_bundle(edge)
     (edge / "report.html").write_bytes(report)
@@ -172,6 +173,7 @@ def test_the_pages_section_is_replaced_and_not_added_twice(folder, tmp_path) -> 
     page = (tmp_path / "pair-1.0.2-x86-64" / "report.html").read_text()
     assert page.count("Certificate for cloud fallback") == 1
     assert "at most 0.05 of all" in page
+    assert page.startswith("<title>pair 1.0.2 for x86-64</title><h1>pair 1.0.2 <span>")  # it named the first version
     assert page.index("Chosen") < page.index("Certificate for") < page.index("Candidates")
 
 
@@ -218,7 +220,7 @@ def test_the_report_has_the_cascade(folder, tmp_path) -> None:
         bundle = tmp_path / f"pair-{version}-x86-64"
         report = json.loads((bundle / "report.json").read_text())
         found, certificate = report["cascade"], parse_certificate((bundle / CERTIFICATE_NAME).read_bytes())
-        assert (report["name"], found["id"]) == ("pair", certificate.id)
+        assert (report["name"], report["version"], found["id"]) == ("pair", version, certificate.id)
         assert found["certificate"]["value"] == float(value)
         assert found["loss"]["measured"] <= found["loss"]["limit"] == float(value)
         assert found["curve"][-1] == {"threshold": None, "sent": 1.0, "loss": 0.0}
