@@ -218,6 +218,12 @@ class _Checks:
                 "that clients send are never sent",
                 advice='Set cloud_inputs = "decoded", or send_inputs = "allowed" where the bundle allows it too.',
             )
+        if open_urls := [url for url in settings.all_cloud_urls() if endpoint_hold(settings, url) is not None]:
+            raise SettingsError(
+                f"{', '.join(map(without_user, open_urls))}: the API key would travel unencrypted to another host, "
+                "so this URL is never called",
+                advice="Write https:// in cloud_url, or set cloud_unencrypted = true.",
+            )
         held = {url: fallback_hold(settings) or endpoint_hold(settings, url) for url in settings.all_cloud_urls()}
         shared = len(set(held.values())) == 1
         urls = [

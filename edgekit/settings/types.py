@@ -82,6 +82,7 @@ def check_providers(name: str, providers: Sequence[str]) -> None:
     if odd := [one for one in providers if one not in PROVIDERS]:
         import difflib  # only for this error
 
-        near = difflib.get_close_matches(odd[0], PROVIDERS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        by_lower = {one.lower(): one for one in PROVIDERS}
+        near = difflib.get_close_matches(odd[0].lower(), by_lower, n=1)
+        hint = f"did you mean {by_lower[near[0]]!r}? " if near else ""
         raise ValueError(f"{name} has {odd[0]!r}, {hint}expected one of {', '.join(PROVIDERS)}")

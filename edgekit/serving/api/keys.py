@@ -179,6 +179,10 @@ class Keys:
         owner = self._by_digest.get(digest_of(key))
         return owner.name if owner is not None else ""
 
+    def check_model(self, digest: str, model: str, now: float) -> None:
+        """Check that a key may ask for a model; nothing is counted as used. Arguments and errors as in `charge`."""
+        self._permitted(digest, model, now)
+
     def charge(self, digest: str, model: str, now: float, tick: float) -> None:
         """Let an inference request in, and count it.
 
@@ -193,11 +197,8 @@ class Keys:
             ForbiddenError: its owner may not ask for the model.
             RateError: its owner's rate or daily quota is used up.
         """
-        owner = self._owner(digest, now)
+        owner = self._permitted(digest, model, now)
         name = owner.name
-        if owner.models and model not in owner.models:
-            self._counts[name, "model"] += 1
-            raise ForbiddenError(f"key {name} may not ask for model {model!r}, only for {', '.join(owner.models)}")
         day, used = self._today.get(name, (0, 0))
         if day != int(now // _DAY_SECONDS):
             day, used = int(now // _DAY_SECONDS), 0
@@ -226,6 +227,15 @@ class Keys:
             raise UnauthorizedError("the API key is missing or wrong; send Authorization: Bearer <key>")
         if owner.expires is not None and now >= owner.expires:
             raise UnauthorizedError(f"the API key of {owner.name} has expired")
+        return owner
+
+    def _permitted(self, digest: str, model: str, now: float) -> KeyOwner:
+        """The owner of a key that may ask for a model."""
+        owner = self._owner(digest, now)
+        if owner.models and model not in owner.models:
+            self._counts[owner.name, "model"] += 1
+            message = f"key {owner.name} may not ask for model {model!r}, only for {', '.join(owner.models)}"
+            raise ForbiddenError(message)
         return owner
 
     def _take_token(self, owner: KeyOwner, model: str, tick: float) -> None:

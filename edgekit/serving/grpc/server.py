@@ -45,6 +45,7 @@ HEALTH = "grpc.health.v1.Health"
 _HEALTH_REQUEST = "ModelReadyRequest"  # has the same field 1, a string, as HealthCheckRequest
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse with its status
 _PROBES = ("ServerLive", "ServerReady")
+_OF_ONE_MODEL = ("ModelReady", "ModelMetadata", "ModelStatistics")
 
 
 class BoundGrpc(NamedTuple):
@@ -160,6 +161,8 @@ class GrpcService:
                     raise StoppingError("the server is stopping; try again")
                 if self._keys is not None and name == "ModelInfer":
                     self._keys.charge(key, received.model_name, time.time(), time.monotonic())
+                elif self._keys is not None and name in _OF_ONE_MODEL and received.name:
+                    self._keys.check_model(key, received.name, time.time())
                 answered = await answer(received, context)
                 response = bytes(answered.SerializeToString())
             except asyncio.CancelledError:  # the client left, or its deadline has passed

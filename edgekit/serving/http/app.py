@@ -218,6 +218,8 @@ class App:
     def _model(self, head: Head, key: str, model: str, version: str | None, action: str) -> Reply | Work:
         if self._stopping and action in ("infer", "ready"):
             raise _stopping_error()
+        if action != "infer" and self._keys is not None:  # an inference is charged when its body is there
+            self._keys.check_model(key, model, time.time())
         if action == "infer":
             _need(head, "POST")
             if head.header(b"content-encoding") not in (None, "identity"):

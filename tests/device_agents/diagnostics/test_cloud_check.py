@@ -15,6 +15,7 @@ from device_agents.diagnostics.check_rules import clock_fault, interface_faults
 from device_agents.diagnostics.checks import checks_of
 from device_agents.storage.journal import Journal
 from edgekit.errors import CloudError, SettingsError, UnavailableError
+from edgekit.serving.api.keys import Keys, parse_keys
 from edgekit.serving.cloud import CloudModels
 from edgekit.serving.http.app import App
 from edgekit.serving.http.server import serve
@@ -85,6 +86,29 @@ async def test_a_password_in_the_url_is_told_and_shown_nowhere(tmp_path: Path) -
     with pytest.raises(CloudError, match=r"http://127\.0\.0\.1:1 cannot be reached") as unreachable:
         await found(device(tmp_path, "http://me:secret@127.0.0.1:1"), tmp_path)
     assert "secret" not in f"{unreachable.value} {caught.value}"
+
+
+async def test_a_url_that_is_never_called_fails_the_check(tmp_path: Path) -> None:
+    """A key over http:// to another host is held back for good, and the check found nothing wrong."""
+    settings = device(tmp_path, "http://cloud.example:8700")
+    with pytest.raises(SettingsError, match=r"^http://cloud\.example:8700: .* unencrypted to another host") as caught:
+        await found(settings, tmp_path, "fallback")
+    assert "https://" in caught.value.advice
+    said = device(tmp_path, "http://cloud.example:8700", cloud_unencrypted=True)
+    assert await found(said, tmp_path, "fallback") == "http://cloud.example:8700"
+
+
+async def test_a_key_for_other_models_fails_the_check(tmp_path: Path) -> None:
+    """Metadata was open to every key, so the check passed and every answer was refused with 403."""
+    bundle = onnx_bundle(tmp_path / "tier", name="small")
+    models = await CloudModels.open(["small"], lambda _: (bundle, tmp_path / "tier"), threads=1)
+    keys = Keys(parse_keys(f'[keys.north]\nkeys = ["{KEY}"]\nmodels = ["faces"]\n'))
+    async with serve(App(models, max_request_bytes=2**20, keys=keys), http="127.0.0.1:0") as bound:
+        with pytest.raises(
+            UnavailableError, match=r"refuses the API key \(403: key north may not ask for model 'small'"
+        ):
+            await found(device(tmp_path, bound.url), tmp_path)
+    await models.close()
 
 
 async def test_thresholds_above_one_are_named(tmp_path: Path) -> None:

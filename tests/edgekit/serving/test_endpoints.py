@@ -152,6 +152,17 @@ async def test_one_quota_holds_for_http_and_grpc(pki: Pki) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call(request, metadata=(("authorization", f"Bearer {OTHER}"),), timeout=10)
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            request = message("ModelMetadataRequest")(name="m").SerializeToString()
+            call = channel.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
+            await call(request, metadata=metadata, timeout=10)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(request, metadata=(("authorization", f"Bearer {OTHER}"),), timeout=10)
+            assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        for key, status in ((KEY, 200), (OTHER, 403)):  # so that a device's check sees that its key is of no use
+            found = await client.request(
+                "GET", "/v2/models/m", headers={"Authorization": f"Bearer {key}"}, timeout_seconds=10
+            )
+            assert found.status == status
         late = await infer(client, KEY)
         assert (late.status, int(late.headers["retry-after"]) > 0) == (429, True)
         assert (await infer(client, OTHER)).status == 403

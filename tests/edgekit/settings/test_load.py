@@ -48,10 +48,14 @@ def test_an_execution_provider_that_onnx_runtime_does_not_know_is_an_error(tmp_p
     import onnxruntime
 
     assert set(onnxruntime.get_all_providers()) <= set(PROVIDERS)
-    for kind, key in ((ControlSettings, "cloud_providers"), (AgentSettings, "providers")):
-        file = write(tmp_path, f'{key} = ["CUDAExecutionProvder", "CPUExecutionProvider"]\n')
+    cases = (
+        (ControlSettings, "cloud_providers", "CUDAExecutionProvder"),
+        (AgentSettings, "providers", "CudaExecutionprovider"),
+    )
+    for kind, key, wrong in cases:
+        file = write(tmp_path, f'{key} = ["{wrong}", "CPUExecutionProvider"]\n')
         flags = {"device": "d", "fleet": "f", "target": "x86-64"} if kind is AgentSettings else {}
-        said = f"{key} has 'CUDAExecutionProvder', did you mean 'CUDAExecutionProvider'. expected one of CPUExec"
+        said = f"{key} has '{wrong}', did you mean 'CUDAExecutionProvider'. expected one of CPUExec"
         with pytest.raises(SettingsError, match=said):
             load_settings(kind, file=file, environ={}, flags=flags)
         file = write(tmp_path, f'{key} = ["QNNExecutionProvider"]\n')
