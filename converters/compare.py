@@ -71,7 +71,8 @@ def compare_models(
 def _compared(a: _Model, b: _Model, samples: Samples, metric: str | None, confidence: float, name: str) -> Comparison:
     answers_a, answers_b = answers_to(a.run, samples), answers_to(b.run, samples)
     output = a.decision or next(iter(answers_a))
-    used = fitted(find_metric(metric, samples.labels, decisions=bool(a.decision)), answers_a[output])
+    seen = answers_a[output]
+    used = fitted(find_metric(metric, samples.labels, decisions=bool(a.decision), shape=seen.shape[1:]), seen)
     labels = answers_a[output] if used.name == AGREEMENT or samples.labels is None else samples.labels
     scores_a, scores_b = (score(used, answers[output], labels) for answers in (answers_a, answers_b))
     return Comparison(

@@ -212,7 +212,7 @@ def _evidence(
         proof=proof if split else choice,
         choice_answers=answers,
         proof_answers=visible(proof, graph.run(proof.inputs)) if split else answers,
-        judged=judged_outputs(names, task, output, proof, options) if split else (),
+        judged=judged_outputs({name: answers[name] for name in names}, task, output, proof, options) if split else (),
         output=output,
         decision=output if task.kind == "classification" and task.output == output else "",
         ignored=plan.ignore_outputs,

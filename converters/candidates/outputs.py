@@ -11,6 +11,7 @@ from converters.quality.judging import JudgedOutput
 from converters.quality.metrics import AGREEMENT, find_metric
 from edgekit.bundle.manifest import Task
 from edgekit.errors import DataError, SettingsError
+from edgekit.tensors import Array
 
 
 class OutputOptions(msgspec.Struct, frozen=True):
@@ -55,7 +56,7 @@ def decision_output(names: Sequence[str], task: Task, options: OutputOptions) ->
 
 
 def judged_outputs(
-    names: Sequence[str], task: Task, decision: str, samples: Samples, options: OutputOptions
+    answers: Mapping[str, Array], task: Task, decision: str, samples: Samples, options: OutputOptions
 ) -> tuple[JudgedOutput, ...]:
     """The judged outputs, the decision output first.
 
@@ -63,7 +64,7 @@ def judged_outputs(
     unless it has labels or a metric of its own.
 
     Args:
-        names: The model's outputs in order.
+        answers: Some of the float model's answers (N, ...) by output, in the order of the outputs.
         task: The task of the model.
         decision: Result of `decision_output`.
         samples: The proof split, for the type of the labels.
@@ -73,6 +74,7 @@ def judged_outputs(
         SettingsError: as `find_metric`, or two metrics are given for one output.
         DataError: as `find_metric`, or there are labels of an output that the model does not have.
     """
+    names = list(answers)
     unknown = [name for name in samples.other_labels if name not in names]
     if unknown:
         raise DataError(
@@ -91,5 +93,5 @@ def judged_outputs(
         if name != decision and labels is None and wanted is None:
             wanted = AGREEMENT
         scores = name == task.output and task.kind == "classification"
-        judged.append(JudgedOutput(name, find_metric(wanted, labels, decisions=scores)))
+        judged.append(JudgedOutput(name, find_metric(wanted, labels, decisions=scores, shape=answers[name].shape[1:])))
     return tuple(judged)

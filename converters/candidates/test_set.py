@@ -45,8 +45,9 @@ def score_float_model(samples: Samples, graph: Graph, evidence: Evidence) -> Tes
         DataError: the labels do not fit the metric.
     """
     answers = answers_to(graph.run, samples)
-    plain = find_metric(None, samples.labels, decisions=bool(evidence.decision))
-    metric = evidence.metric or fitted(plain, answers[evidence.output])
+    seen = answers[evidence.output]
+    plain = find_metric(None, samples.labels, decisions=bool(evidence.decision), shape=seen.shape[1:])
+    metric = evidence.metric or fitted(plain, seen)
     labels = JudgedOutput(evidence.output, metric).labels(samples.labels_of(evidence.output), answers)
     value = metric.value(score(metric, answers[evidence.output], labels))
     return TestSet(samples, metric, evidence.output, labels, value, evidence.rows)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -43,15 +44,18 @@ class Metric(msgspec.Struct, frozen=True):
         return -mean if self.error else mean
 
 
-def find_metric(name: str | None, labels: Array | None, *, decisions: bool = True) -> Metric:
+def find_metric(
+    name: str | None, labels: Array | None, *, decisions: bool = True, shape: Sequence[int] | None = None
+) -> Metric:
     """The metric `name`.
 
-    The default: accuracy with integer labels, or label-accuracy where they are 0 and 1 in several columns and not
-    one-hot; mse with other labels; agreement without labels.
+    The default: accuracy with integer labels, or label-accuracy where they are 0 and 1, several a sample, one for each
+    score, and not one-hot; mse with other labels; agreement without labels.
 
     Args:
         name: Name of the metric, or ``module:function``; None for the default.
         labels: The labels; None without labels.
+        shape: Of the output for one sample; None where it is not known. Labels of its elements or pixels need it.
         decisions: The output holds one score per class, so agreement means the same class. Otherwise it means
             closeness.
 
@@ -60,7 +64,7 @@ def find_metric(name: str | None, labels: Array | None, *, decisions: bool = Tru
         DataError: the metric needs labels, or labels of another type.
     """
     if name is None:
-        name = AGREEMENT if labels is None else _default_for(labels)
+        name = AGREEMENT if labels is None else _default_for(labels, shape)
     if ":" in name:
         function = _user_function(name)
         return Metric(name, function, limits=_stated_limits(name, function))
@@ -70,15 +74,21 @@ def find_metric(name: str | None, labels: Array | None, *, decisions: bool = Tru
         )
     if name != AGREEMENT and labels is None:
         raise DataError(f"metric {name} needs labels", advice="Add an array 'y' to the data file.")
-    if name == ACCURACY and labels is not None and (labels.dtype.kind not in "iu" or labels.ndim != 1):
+    of_elements = name == ACCURACY and labels is not None and _are_of_elements(labels, shape)
+    if (
+        name == ACCURACY
+        and labels is not None
+        and (labels.dtype.kind not in "iu" or labels.ndim != 1)
+        and not of_elements
+    ):
         raise DataError(
             f"metric accuracy: labels are {labels.dtype} of shape {list(labels.shape)}, expected integers of shape [N]",
-            advice=_class_advice(labels),
+            advice=_class_advice(labels, shape),
         )
     if name == LABEL_ACCURACY and labels is not None and not _are_columns(labels):
         raise DataError(
             f"metric {name}: labels are {labels.dtype} of shape {list(labels.shape)}, "
-            "expected 0 and 1 of shape [N, labels]",
+            "expected 0 and 1, several a sample, one for each score",
             advice="For one class per sample, save class indices of shape [N] and use accuracy.",
         )
     if name == AUC and labels is not None and not _two_classes(labels):
@@ -88,7 +98,7 @@ def find_metric(name: str | None, labels: Array | None, *, decisions: bool = Tru
         )
     if name == AGREEMENT and not decisions:
         return Metric(name, _closeness, limits=(0.0, 1.0))
-    limits = (0.0, 1.0) if name == LABEL_ACCURACY else None
+    limits = (0.0, 1.0) if name == LABEL_ACCURACY or of_elements else None
     return Metric(name, _BUILT_IN[name], error=name in ERRORS, limits=limits)
 
 
@@ -165,17 +175,29 @@ def _per_row(values: Array) -> Array:
 
 
 def _accuracy(outputs: Array, labels: Array) -> Array:
-    if outputs.ndim != 2:
+    """1 for the right class, 0 otherwise; with a label for each element (pixel, word), the share of them in a sample.
+
+    Elements with a label below 0 do not count. Samples without any other are right.
+    """
+    axis = _class_axis(labels.shape[1:], outputs.shape[1:])
+    if axis is None:
         raise DataError(
-            f"the output has the shape {list(outputs.shape)}, expected [N, classes]",
+            f"the output has the shape {list(outputs.shape)}, expected {_with_classes(labels.shape)}",
             advice="Choose another metric with --metric, or another output with --metric OUTPUT=accuracy.",
         )
-    if len(labels) and (labels.min() < 0 or labels.max() >= outputs.shape[1]):
+    lowest = 0 if labels.ndim == 1 else labels.min(initial=0)
+    if labels.size and (labels.min() < lowest or labels.max() >= outputs.shape[axis]):
         raise DataError(
-            f"labels run from {labels.min()} to {labels.max()}, expected 0 to {outputs.shape[1] - 1}",
-            advice="Number the classes from 0, in the order of the model's scores.",
+            f"labels run from {labels.min()} to {labels.max()}, expected 0 to {outputs.shape[axis] - 1}",
+            advice="Number the classes from 0, in the order of the model's scores."
+            + (" Elements with the label -1 do not count." if labels.ndim > 1 else ""),
         )
-    return _per_row(np.argmax(outputs, axis=-1) == labels)
+    decided = np.argmax(outputs, axis=axis).reshape(len(labels), -1)
+    wanted = labels.reshape(len(labels), -1)
+    counted = wanted >= 0
+    right = ((decided == wanted) & counted).sum(axis=1)
+    shares: Array = right / np.maximum(counted.sum(axis=1), 1) + (counted.sum(axis=1) == 0)
+    return shares
 
 
 def _accuracy_of_one_score(outputs: Array, labels: Array, cut: float) -> Array:
@@ -243,13 +265,45 @@ def _one_score(outputs: Array) -> Array:
     return column
 
 
-def _default_for(labels: Array) -> str:
-    if _are_columns(labels) and labels.dtype.kind in "iub" and not _are_one_hot(labels):
+def _default_for(labels: Array, shape: Sequence[int] | None) -> str:
+    if _are_of_elements(labels, shape):
+        return ACCURACY
+    fit = labels.ndim == 2 or (shape is not None and math.prod(shape) == math.prod(labels.shape[1:]))
+    if fit and _are_columns(labels) and labels.dtype.kind in "iub" and not _are_one_hot(labels):
         return LABEL_ACCURACY
     return ACCURACY if labels.dtype.kind in "iu" else "mse"
 
 
-def _class_advice(labels: Array) -> str:
+def _class_axis(of_labels: Sequence[int], of_scores: Sequence[int]) -> int | None:
+    """The axis of scores (N, ...) that holds the classes of labels (N, ...): the last or the first; None without one.
+
+    The sizes are those of one sample. Axes of one element in the labels do not count.
+    """
+    sizes = [size for size in of_labels if size != 1]
+    for axis in (len(of_scores), 1):
+        left = [size for place, size in enumerate(of_scores, 1) if place != axis and size != 1]
+        if of_scores and left == sizes and of_scores[axis - 1] > 1:
+            return axis
+    return None
+
+
+def _are_of_elements(labels: Array, shape: Sequence[int] | None) -> bool:
+    """True for class indices of pixels, words or other elements of each sample."""
+    kind = labels.ndim > 1 and math.prod(labels.shape[1:]) > 1 and labels.dtype.kind in "iu"
+    return kind and shape is not None and _class_axis(labels.shape[1:], shape) is not None
+
+
+def _with_classes(shape: Sequence[int]) -> str:
+    return "[N, classes]" if len(shape) == 1 else f"[N, {', '.join(map(str, shape[1:]))}, classes]"
+
+
+def _class_advice(labels: Array, shape: Sequence[int] | None) -> str:
+    if labels.ndim > 1 and math.prod(labels.shape[1:]) > 1 and not (labels.ndim == 2 and _are_columns(labels)):
+        known = "" if shape is None else f", and the output has the shape {['N', *shape]}".replace("'", "")
+        return (
+            f"Labels of single elements need scores of the shape {_with_classes(labels.shape)}{known}. For masks of 0 "
+            f"and 1 with a score each, use --metric {LABEL_ACCURACY}; for other numbers, mse or mae."
+        )
     if not _are_columns(labels):
         return "Save class indices: y.reshape(-1).astype(int), or y.argmax(axis=1) for one column per class."
     if _are_one_hot(labels):
@@ -261,12 +315,12 @@ def _class_advice(labels: Array) -> str:
 
 
 def _are_columns(labels: Array) -> bool:
-    """True for 0 and 1 in several columns."""
-    return labels.ndim == 2 and labels.shape[1] > 1 and bool(np.isin(labels, (0, 1)).all())
+    """True for 0 and 1, several a sample."""
+    return math.prod(labels.shape[1:]) > 1 and bool(np.isin(labels, (0, 1)).all())
 
 
 def _are_one_hot(labels: Array) -> bool:
-    return bool((labels.sum(axis=1) == 1).all())
+    return labels.ndim == 2 and bool((labels.sum(axis=1) == 1).all())
 
 
 def _two_classes(labels: Array) -> bool:

@@ -144,6 +144,50 @@ def test_several_labels_of_one_sample_are_judged_one_by_one():
     assert find_metric(None, labels.astype(float)).name == "mse"
 
 
+@pytest.mark.parametrize("axis", [3, 1])
+def test_classes_of_pixels_are_judged_by_the_share_of_right_ones(axis):
+    """Scores (N, H, W, classes) or (N, classes, H, W) with labels (N, H, W): pixels labelled -1 do not count."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, (5, 4, 6))
+    scores = np.moveaxis(np.eye(3)[labels], 3, axis)
+    metric = find_metric(None, labels, shape=scores.shape[1:])
+    assert (metric.name, metric.limits) == ("accuracy", (0.0, 1.0))
+    assert score(metric, scores, labels) == pytest.approx(1.0)
+    wrong = labels.copy()
+    wrong[0, 0, :3] = (wrong[0, 0, :3] + 1) % 3
+    assert score(metric, scores, wrong)[0] == pytest.approx(21 / 24)
+    wrong[0, 0, :3] = -1
+    wrong[1] = -1
+    assert score(metric, scores, wrong) == pytest.approx(1.0)
+    with pytest.raises(DataError, match="labels run from -1 to 255, expected 0 to 2") as caught:
+        score(metric, scores, np.where(labels == 0, 255, wrong))
+    assert "-1 do not count" in caught.value.advice
+
+
+def test_classes_of_words_are_judged_also_where_all_are_0_or_1():
+    """Labels (N, words) beside scores (N, words, 2) are classes, not labels of which several can hold."""
+    labels = np.array([[0, 1, 1], [1, 0, -1]])
+    assert find_metric(None, labels.clip(0), shape=(3, 2)).name == "accuracy"
+    assert score(find_metric(None, labels, shape=(3, 2)), np.eye(2)[labels], labels) == pytest.approx(1.0)
+
+
+def test_masks_have_a_decision_for_each_pixel():
+    """0 and 1 in the output's shape: the share of pixels that are decided rightly."""
+    labels = np.random.default_rng(2).integers(0, 2, (3, 8, 8))
+    answers = (0.2 + 0.6 * labels)[..., None]
+    metric = fitted(find_metric(None, labels, shape=(8, 8, 1)), answers)
+    assert metric.name == "label-accuracy"
+    assert score(metric, answers, labels) == pytest.approx(1.0)
+    assert score(metric, 1.0 - answers, labels) == pytest.approx(0.0)
+
+
+def test_labels_of_elements_that_fit_no_output_are_refused():
+    """The message has both shapes."""
+    with pytest.raises(DataError, match=r"labels are int64 of shape \[2, 5\]") as caught:
+        find_metric(None, np.full((2, 5), 7), shape=(4, 8))
+    assert "[N, 5, classes], and the output has the shape [N, 4, 8]" in caught.value.advice
+
+
 def test_labels_in_columns_are_refused_by_what_they_look_like():
     """One-hot labels become indices; several labels at once have a metric of their own."""
     with pytest.raises(DataError) as caught:
