@@ -19,7 +19,7 @@ from benchmarks.convert_models import SEED, TRAIN, digits, train, write
 NAMES = {
     **convert_models.NAMES,
     "encoder": "a 4-layer transformer encoder over the 8 rows of an image",
-    "unet": "a U-Net that finds the strokes in a noisy image",
+    "unet": "a U-Net that finds the strokes in a noisy image, judged by the share of right pixels",
 }
 DATA = {**convert_models.DATA, "encoder": 400, "unet": 400}  # rows of data.npz
 
@@ -76,8 +76,9 @@ def unet(images: Any, labels: Any) -> tuple[Any, Any, Any]:
     x = block(layers.Concatenate()([layers.UpSampling2D(interpolation="bilinear")(x), first]), 16)
     model = keras.Model(source, layers.Conv2D(1, 1, activation="sigmoid", name="strokes")(x))
     model.compile(keras.optimizers.Adam(2e-3), "binary_crossentropy")
-    model.fit(noisy[:TRAIN], (images[:TRAIN] > 0.5).astype(np.float32), epochs=25, batch_size=32, verbose=0)
-    return model, noisy, None
+    strokes = (images > 0.5).astype(np.int64)
+    model.fit(noisy[:TRAIN], strokes[:TRAIN].astype(np.float32), epochs=25, batch_size=32, verbose=0)
+    return model, noisy, strokes
 
 
 MAKERS = {**convert_models.MAKERS, "encoder": encoder, "unet": unet}

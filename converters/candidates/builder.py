@@ -129,9 +129,16 @@ class CandidateBuilder:
                 costs[recipe.id] = self._cost(target, recipe).value
             return costs[recipe.id]
 
-        budget, shares = self._task_context.budget, FINE_SHARES if levels.fast else SHARES
         search = ChannelSearch(
-            make, level_at, cost_of, with_base, budget=budget, aim=aim, shares=shares, recovered=recovered
+            make,
+            level_at,
+            cost_of,
+            with_base,
+            budget=self._task_context.budget,
+            aim=aim,
+            shares=FINE_SHARES if levels.fast else SHARES,
+            recovered=recovered,
+            rows=len(self._task_context.evidence.choice),
         )
         search.run(measured)
 

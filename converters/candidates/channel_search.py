@@ -4,7 +4,10 @@ It begins with the recipes that are within the budget without pruning. The diver
 recipe's own divergence plus that of the pruned float graph.
 
 The divergence at which the budget is spent is estimated from all candidates together, because the drop of a single one
-on a small choice split says little: drops grow about with the square root of the divergence. Each round tries the pairs
+on a small choice split says little: drops grow about with the square root of the divergence. Shares of a few samples
+count with what their divergence foretells: of 16 samples, none changes in most candidates that are beyond the budget.
+Where a graph that was fitted to few samples turns out far worse on others, larger shares are taken for worse too. Each
+round tries the pairs
 that promise most for the aim below this divergence and below shares of it, so that a safer candidate exists where the
 proof refuses a bold one.
 """
@@ -16,6 +19,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from converters.quality.divergence import likely_drop
+from converters.quality.drop import CLOPPER_PEARSON
 from converters.quality.measured import Budget, Measured
 from edgekit.bundle.recipe import Recipe
 
@@ -28,6 +33,8 @@ PARTNERS = 4  # recipes that are combined with levels
 FIRST_LIMIT = 0.01  # divergence that about one point of accuracy costs
 BOUNDS = ((1.0, 0.4), (0.7, 0.2), (1.3, 0.55))  # factors on the divergence that spends the budget, by round
 HIGHEST = 1.6  # largest factor from the largest divergence within the budget to the limit
+UNDERRATED = 6.0  # largest ratio of a measured to a predicted divergence that is taken for one of all levels
+STEEP = 4.0  # power of the removed share with which an underrated divergence falls
 FAR = 0.3  # divergence from which on a candidate says nothing about small drops
 LEAST_DROP = 1e-9
 APART = 0.7  # ratio of the divergences of two partners
@@ -65,6 +72,7 @@ class ChannelSearch:
         budget: Limits on the drops on the choice split.
         aim: ``cost`` or ``size``.
         shares: The shares to try, the largest first.
+        rows: Samples of the choice split.
     """
 
     def __init__(
@@ -78,6 +86,7 @@ class ChannelSearch:
         aim: str,
         shares: Sequence[float] = SHARES,
         recovered: Callable[[PrunedShare], list[PrunedShare]] = lambda level: [level],
+        rows: int = 1000,
     ) -> None:
         self._make = make
         self._level_at = level_at
@@ -85,7 +94,9 @@ class ChannelSearch:
         self._with_base = with_base
         self._budget = budget
         self._aim = aim
+        self._rows = rows
         self._factor = 1.0  # of the float graph's divergence
+        self._underrated: dict[float, float] = {}  # share -> what pruning was measured to add
         self._levels: list[PrunedShare] = []
         self._recover = recovered
         self._recovered: dict[float, list[PrunedShare]] = {}
@@ -124,17 +135,24 @@ class ChannelSearch:
     def _limit(self, measured: Sequence[Measured]) -> float:
         """The divergence at which the budget is spent, from the drops of all candidates on the choice split."""
         usable = [one for one in measured if one.judgement is not None and 0.0 < one.divergence < FAR and not one.fault]
-        spent = sum(self._spent(one) * math.sqrt(one.divergence) for one in usable)
+        spent = sum(self._likely_spent(one) * math.sqrt(one.divergence) for one in usable)
         rate = spent / sum(one.divergence for one in usable) if usable else 0.0
         within = max((one.divergence for one in usable if one.within_on_choice(self._budget)), default=0.0)
         most = HIGHEST * max(within, FIRST_LIMIT)
         return min(1.0 / rate**2, most) if rate > 0.0 else most
 
-    def _spent(self, one: Measured) -> float:
-        """The largest drop as a share of its limit."""
-        if one.judgement is None:
-            return 0.0
-        return max(out.choice_drop / max(limit, LEAST_DROP) for out, limit in self._budget.limits(one.judgement))
+    def _spent(self, one: Measured, *, others: bool = False) -> float:
+        """The largest drop as a share of its limit; with `others`, of outputs beside the decision output."""
+        limits = list(self._budget.limits(one.judgement))[others:] if one.judgement is not None else []
+        return max((out.choice_drop / max(limit, LEAST_DROP) for out, limit in limits), default=0.0)
+
+    def _likely_spent(self, one: Measured) -> float:
+        """As `_spent`; a drop that counts few samples is mixed with what the divergence foretells."""
+        if one.judgement is None or one.judgement.outputs[0].drop.method != CLOPPER_PEARSON:
+            return self._spent(one)
+        output, limit = next(self._budget.limits(one.judgement))
+        likely = likely_drop(output.choice_drop, self._rows, one.divergence) / max(limit, LEAST_DROP)
+        return max(likely, self._spent(one, others=True))
 
     def _is_beaten(self, pair: Pair, measured: Sequence[Measured]) -> bool:
         """True where a candidate within the budget is better for the aim and nearer to the float model."""
@@ -171,7 +189,7 @@ class ChannelSearch:
 
     def _pairs(self, partners: Sequence[Measured], limit: float) -> list[Pair]:
         """Every pair with the levels so far; makes further levels as long as their divergence is below the limit."""
-        while self._shares and (not self._levels or self._factor * self._levels[-1].divergence <= limit):
+        while self._shares and (not self._levels or self._added(self._levels[-1]) <= limit):
             level = self._level_at(self._shares.pop(0))
             if level is not None:
                 self._levels.append(level)
@@ -191,13 +209,24 @@ class ChannelSearch:
             value = partner.bytes * (FIXED_BYTES + (1.0 - FIXED_BYTES) * level.parameters)
         else:
             value = self._cost_of(recipe)
-        return Pair(recipe, partner, level, partner.divergence + self._factor * level.divergence, value)
+        return Pair(recipe, partner, level, partner.divergence + self._added(level), value)
+
+    def _added(self, level: PrunedShare) -> float:
+        """The divergence that a level is predicted to add to that of a recipe."""
+        added = self._factor * level.divergence
+        for share, seen in self._underrated.items():
+            farther = min((1.0 - level.share) / (1.0 - share), 1.0)
+            added = max(added, seen * farther**STEEP)
+        return added
 
     def _learn(self, pair: Pair, measured: Measured) -> None:
-        """Correct the factor by a measurement, half of the way (geometric), between a half and six."""
+        """Correct the factor by a measurement, half of the way (geometric), and note a level that was underrated."""
+        added = max(measured.divergence - pair.partner.divergence, 0.0)
+        if added > UNDERRATED * pair.level.divergence:
+            self._underrated[pair.level.share] = min(added, self._underrated.get(pair.level.share, added))
         if pair.level.divergence > 0.0:
-            ratio = max(measured.divergence - pair.partner.divergence, 0.0) / pair.level.divergence
-            self._factor = min(max(math.sqrt(self._factor * max(ratio, 0.25)), 0.5), 6.0)
+            ratio = added / pair.level.divergence
+            self._factor = min(max(math.sqrt(self._factor * max(ratio, 0.25)), 0.5), UNDERRATED)
 
 
 def _chosen(pairs: Sequence[Pair], bounds: Sequence[float]) -> list[Pair]:

@@ -345,7 +345,8 @@ def calibration_share(rows: int, max_drop: float, confidence: float) -> float:
     """The calibration split's share of `rows` where a point estimate is accepted: 20 to 50 %.
 
     A proof without any loss needs ln(1 - confidence) / ln(1 - max_drop) rows (from the binomial distribution). Rows of
-    the proof split beyond these go to calibration, until it has `MOST_ROWS`.
+    the proof split beyond these go to calibration, until it has `MOST_ROWS`; so do rows that could not prove anything,
+    because there are too few of them.
 
     Args:
         rows: Number of all rows.
@@ -356,6 +357,8 @@ def calibration_share(rows: int, max_drop: float, confidence: float) -> float:
         return CALIBRATION_SHARE
     needed = math.log(1.0 - confidence) / math.log(1.0 - max_drop)
     spare = 1.0 - CHOICE_SHARE - needed / rows
+    if spare < CALIBRATION_SHARE:
+        spare = MOST_CALIBRATION
     return max(min(spare, MOST_CALIBRATION, MOST_ROWS / rows), CALIBRATION_SHARE)
 
 

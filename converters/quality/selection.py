@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from converters.quality.divergence import likely_drop
 from converters.quality.drop import CLOPPER_PEARSON, Drop, Judgement, samples_needed
 from converters.quality.measured import (
     Budget,
@@ -186,7 +187,7 @@ def _accepted(
 
     Of many pruned candidates near the budget, the smallest whose estimate fits is often one that was lucky. So a pruned
     candidate also has to fit by the drop that the float model's probabilities foretell (`expected_drop`, for accuracy),
-    and by the drop that its divergence suggests, as all candidates together show it.
+    and by the drop that its divergence suggests, as all candidates together show it and as others show it.
     """
     accepted = {}
     rate = drop_per_divergence(candidates)
@@ -198,16 +199,8 @@ def _accepted(
             for output, limit in budget.limits(measured.judgement)
             if not output.estimate <= limit
         ]
-        expected, by_divergence = measured.judgement.expected or 0.0, rate * measured.divergence
-        _, limit = next(budget.limits(measured.judgement))
-        if measured.recipe.lossy and not faults and max(expected, by_divergence) > limit:
-            source = (
-                "its divergence suggests" if by_divergence > expected else "the float model's probabilities foretell"
-            )
-            faults = [
-                f"drop of {measured.judgement.outputs[0].estimate:.4g}, and {source} one of "
-                f"{max(expected, by_divergence):.4g}; the limit is {limit:.4g}"
-            ]
+        if measured.recipe.lossy and not faults:
+            faults = _foretold_fault(measured, measured.judgement, rate, budget)
         worst, most = measured.judgement.worst, budget.max_drop_any_class
         if most is not None and worst is not None and not worst.drop.value <= most:
             faults.append(f"{worst.name}: drop of {worst.drop.value:.4g}, the limit is {most:.4g}")
@@ -217,6 +210,20 @@ def _accepted(
             estimate = measured.judgement.outputs[0].estimate
             accepted[measured.recipe.id] = (FITS, f"point estimate {estimate:.4g} accepted without proof")
     return accepted
+
+
+def _foretold_fault(measured: Measured, judgement: Judgement, rate: float, budget: Budget) -> list[str]:
+    """Why a candidate whose point estimate fits is likely to lose more; empty where it is not."""
+    output, limit = next(budget.limits(judgement))
+    foretold = {
+        "the float model's probabilities foretell": judgement.expected or 0.0,
+        "its divergence suggests": rate * measured.divergence,
+    }
+    if output.drop.method == CLOPPER_PEARSON:
+        likely = likely_drop(output.estimate, output.drop.n, measured.divergence)
+        foretold[f"its divergence, with so few samples as {output.drop.n}, suggests"] = likely
+    source, drop = max(foretold.items(), key=lambda one: one[1])
+    return [f"drop of {output.estimate:.4g}, and {source} one of {drop:.4g}; the limit is {limit:.4g}"] * (drop > limit)
 
 
 def _revived(fit: Sequence[Measured], verdicts: dict[str, tuple[str, str]]) -> list[Measured]:

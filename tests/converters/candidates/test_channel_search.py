@@ -75,6 +75,31 @@ def test_search_finds_the_smallest_share_within_the_budget(aim, scale, power):
     assert value(best(found + plain, aim)) <= 1.25 * min(map(value, fit))
 
 
+class Overfitted(World):
+    """Refits of few calibration samples seem a thousand times as good as they are, and of 16 samples hardly one changes."""
+
+    def level(self, share):
+        made = super().level(share)
+        return msgspec.structs.replace(made, divergence=made.divergence / 1000)
+
+    def measured(self, recipe):
+        one = super().measured(recipe)
+        lost = 1 / 16 if one.divergence > 0.1 else 0.0
+        return msgspec.structs.replace(one, judgement=judgement(lost))
+
+    def search(self, aim="size", plain=tuple(OWN)):
+        search = ChannelSearch(self.make, self.level, self.cost, with_base, budget=Budget(), aim=aim, rows=16)
+        return search.run([self.measured(Recipe(precision)) for precision in plain] * 4)
+
+
+@pytest.mark.parametrize("power", [3.0, 4.0])
+def test_what_few_samples_hide_is_learned_from_what_was_measured(power):
+    """The search tries candidates around the divergence that costs a point, not only those that seem free of loss."""
+    world = Overfitted(lambda share: 0.5 * (1 - share) ** power)
+    found = [one.divergence for one in world.search()]
+    assert sum(0.003 < one < 0.02 for one in found) >= 2
+
+
 def test_levels_are_made_only_as_far_as_they_may_fit():
     """A model that loses much at once costs few refits, and nothing is chosen that is beyond the budget."""
     world = World(lambda share: 5.0 * (1 - share))

@@ -145,11 +145,15 @@ def test_split_has_its_shares_and_no_common_row():
 
 
 def test_calibration_gets_what_a_proof_does_not_need():
-    """With a point estimate accepted, the proof keeps the rows of a proof without losses; half of all rows at most."""
+    """With a point estimate accepted, the proof keeps the rows of a proof without losses; half of all rows at most.
+
+    Too few rows for any proof go to calibration too.
+    """
+    assert calibration_share(80, 0.01, 0.95) == calibration_share(490, 0.01, 0.95) == 0.5
     assert calibration_share(400, 0.03, 0.95) == 0.5
     assert calibration_share(500, 0.01, 0.95) == pytest.approx(1 - 0.2 - 298.07 / 500, abs=1e-4)
     assert calibration_share(1000, 0.01, 0.95) == 0.256
-    for rows, drop in ((5000, 0.01), (200, 0.01), (100, 0.0), (100, 3.0)):
+    for rows, drop in ((5000, 0.01), (100, 0.0), (100, 3.0)):
         assert calibration_share(rows, drop, 0.95) == 0.2
     split = split_samples(Samples({"image": images(100)}, np.arange(100)), 0.5)
     parts = [split.calibration, split.choice, split.proof]

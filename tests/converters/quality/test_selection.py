@@ -316,6 +316,17 @@ def test_lucky_pruned_candidate_is_not_accepted_by_its_estimate():
     assert pick(F32, *found[:3], plain, aim="size", accept=True).chosen == plain.recipe.id
 
 
+@pytest.mark.parametrize(("rows", "wanted"), [(24, "float32"), (3000, "int8")])
+def test_few_samples_without_a_change_do_not_outweigh_a_large_divergence(rows, wanted):
+    """Of 24 samples none changes in most candidates that lose 2 points; of 3,000 some would."""
+    recipe = Recipe("int8", prune="channels", kept=(("layer", "0-9"),))
+    judged = judgement(0.0, bound(0.0, 0.12, n=rows))
+    pruned = Measured(recipe, 100, Cost("estimate", 90, "macs"), False, judged, divergence=0.06)
+    choice = pick(F32, pruned, aim="size", accept=True)
+    assert choice.chosen.startswith(wanted)
+    assert ("with so few samples as 24, suggests one of 0.01" in choice.verdicts[recipe.id][1]) == (rows == 24)
+
+
 def test_refused_candidate_dominates_nothing():
     """A candidate that another one dominates is judged by its own estimate once that other one is refused."""
     better = measured("int8", 100, 50, drop=(0.05, 0.2), divergence=1e-3)
