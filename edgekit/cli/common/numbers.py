@@ -10,6 +10,7 @@ import click
 
 from edgekit.bounds import MAX_INTEGER, MAX_ROW, MAX_SECONDS
 
+ANY = 1e15  # larger numbers cannot be printed and stored with their digits
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([smhd])")
 
@@ -21,15 +22,21 @@ class Number(click.FloatRange):
         min, max: The bounds, both included.
     """
 
-    def __init__(self, min: float = -1e15, max: float = 1e15) -> None:
+    def __init__(self, min: float = -ANY, max: float = ANY) -> None:
         super().__init__(min, max)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number; NaN is no number, although every comparison with it is false."""
-        number = super().convert(value, param, ctx)
+        number = click.FLOAT.convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
+        if not -ANY <= number <= ANY:
+            self.fail(f"{value} is not in the range {-ANY:g} to {ANY:g}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+    def _describe_range(self) -> str:
+        """The range for the help text; without one, nothing."""
+        return "" if (self.min, self.max) == (-ANY, ANY) else super()._describe_range()
 
 
 class Whole(click.IntRange):
@@ -49,6 +56,10 @@ class Whole(click.IntRange):
                 f"a number of {len(value.strip())} digits is not in the range {self._describe_range()}.", param, ctx
             )
         return super().convert(value, param, ctx)
+
+    def _describe_range(self) -> str:
+        """The range; without the highest number that JSON can hold, which would tell a reader nothing."""
+        return f"x>={self.min}" if self.max == MAX_INTEGER else super()._describe_range()
 
 
 class Seconds(click.ParamType[float]):

@@ -76,7 +76,7 @@ def test_search_finds_the_smallest_share_within_the_budget(aim, scale, power):
 
 
 class Overfitted(World):
-    """Refits of few calibration samples seem a thousand times as good as they are, and of 16 samples hardly one changes."""
+    """Refits of few samples seem a thousand times as good as they are, and of 16 others hardly one changes."""
 
     def level(self, share):
         made = super().level(share)
