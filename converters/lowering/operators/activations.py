@@ -73,7 +73,11 @@ def _is_infinite(x: Any, attrs: dict[str, Any]) -> Any:
 
 
 def _hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:
-    return tf.minimum(tf.nn.relu(x * alpha + beta), 1.0)
+    """The factor stands behind the limits: TensorFlow's converter would multiply one in front into a layer's weights."""
+    if alpha <= 0.0:
+        return tf.minimum(tf.nn.relu(x * alpha + beta), 1.0)
+    moved = x + beta / alpha
+    return (tf.nn.relu6(moved) if abs(6.0 * alpha - 1.0) < 1e-6 else tf.minimum(tf.nn.relu(moved), 1.0 / alpha)) * alpha
 
 
 _unary("Relu", tf.nn.relu)

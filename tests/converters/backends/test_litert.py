@@ -287,6 +287,19 @@ def test_weights_that_layers_of_4_and_8_bits_share_have_4_bits_in_both(child, tm
     assert dtypes(backend.build(Recipe("int8-weights", int4_layers=("second",)))) == ["int4", "int4"]
 
 
+@pytest.mark.parametrize("alpha", [1 / 6, 0.2])
+def test_the_factor_of_a_hard_sigmoid_leaves_the_layer_before_it_its_4_bits(alpha, child, tmp_path):
+    """In front of the limits, TensorFlow's converter would multiply it into the rounded weights."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="dense"),
+        helper.make_node("HardSigmoid", ["a"], ["y"], name="gate", alpha=alpha),
+    ]
+    weights = {"w": np.random.default_rng(3).normal(0, 1, (32, 32)).astype(np.float32)}
+    graph = Graph(models.model_of(nodes, {"x": ["n", 32]}, {"y": ["n", 32]}, weights))
+    backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), None, child, tmp_path))
+    assert dtypes(backend.build(Recipe("int8-weights", int4_layers=("dense",)))) == ["int4"]
+
+
 @pytest.mark.parametrize("precision", KINDS)
 def test_one_of_two_layers_with_the_same_weights_can_be_float(precision, child, tmp_path):
     """Of the kind with integer weights only, the quantizer fails on such weights, so both are float."""

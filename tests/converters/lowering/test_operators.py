@@ -191,6 +191,8 @@ CASES = {
     "leaky-relu-slope": case([node("LeakyRelu", alpha=0.3)], IMAGE, IMAGE),
     "elu-alpha": case([node("Elu", alpha=0.5)], IMAGE, IMAGE),
     "celu-alpha": case([node("Celu", alpha=0.5)], IMAGE, IMAGE),
+    "hard-sigmoid": case([node("HardSigmoid")], IMAGE, IMAGE),
+    "hard-sigmoid-falling": case([node("HardSigmoid", alpha=-0.3)], IMAGE, IMAGE),
     "hard-sigmoid-of-pytorch": case([node("HardSigmoid", alpha=1 / 6)], IMAGE, IMAGE),
     "prelu": case([node("PRelu", ("x", "s"))], IMAGE, IMAGE, {"s": weights(4, 1, 1)}),
     "mish": case([node("Mish")], IMAGE, IMAGE, opset=18),
