@@ -18,6 +18,12 @@ from edgekit.runtimes.litert_messages import node_of, text_of
             "invoke.\n",
             "operator DIV (number 3) cannot be run: the condition CheckNonZero(data) != 0 does not hold",
         ),
+        (
+            "tensorflow/lite/kernels/div.cc:199 data[i] != zero_point was not true.Node number 18 (DIV) failed to "
+            "invoke.tensorflow/lite/kernels/div.cc:199 data[i] != zero_point was not true.Node number 18 (DIV) failed "
+            "to invoke.",
+            "operator DIV (number 18) cannot be run: the condition data[i] != zero_point does not hold",
+        ),
         ("Node number 7 (PAD) failed to prepare.", "operator PAD (number 7) cannot be prepared"),
         ("Encountered unresolved custom op: Flex.\nSee the instructions: https://", "it has no custom operator Flex"),
         ("x" * 400, "x" * 296 + " ..."),
