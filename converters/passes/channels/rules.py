@@ -256,7 +256,7 @@ def _constant_cuts(channels: Channels, number: int, node: Any, rank: int, lanes:
         size = value.shape[axis] if axis >= 0 else 1
         if value.ndim > rank or size not in (1, len(lanes.ids)):
             return None
-        if size == len(lanes.ids):
+        if axis >= 0 and size == len(lanes.ids):
             cuts.append(Cut(number, input_index, axis, lanes.ids))
     return cuts
 

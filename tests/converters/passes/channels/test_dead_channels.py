@@ -61,6 +61,15 @@ def test_bounded_input_proves_what_a_low_bias_does():
     assert both(net, net.head(x)) == ([6, 6, 3], [6, 6, 3])
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1)])
+def test_a_scalar_beside_one_channel_stays(shape):
+    """It is one number for all positions, and not the channel's own number."""
+    net = Net()
+    x = net.conv(net.relu(net.conv("x", 8, dead=[0, 3])), 1)
+    x = net.op("Mul", [x, net.constant(np.full(shape, -2.0, np.float32))], width=1)
+    assert both(net, net.head(net.relu(x))) == ([6, 1, 3], [6, 1, 3])
+
+
 def test_depthwise_channels_go_with_those_they_come_from():
     """A channel that only a dead depthwise channel reads is removed with it."""
     net = Net()
