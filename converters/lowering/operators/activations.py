@@ -73,7 +73,10 @@ def _is_infinite(x: Any, attrs: dict[str, Any]) -> Any:
 
 
 def _hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:
-    """The factor stands behind the limits: TensorFlow's converter would multiply one in front into a layer's weights."""
+    """The factor stands behind the limits.
+
+    TensorFlow's converter would multiply one in front into a layer's weights.
+    """
     if alpha <= 0.0:
         return tf.minimum(tf.nn.relu(x * alpha + beta), 1.0)
     moved = x + beta / alpha
