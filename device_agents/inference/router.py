@@ -27,7 +27,7 @@ from edgekit.serving.models.manager import ModelManager
 from edgekit.serving.oip.codec import InferResponse
 from edgekit.serving.session.session import DeadlineError, OverloadedError, Session
 from edgekit.serving.worker.errors import WorkerRestartingError
-from edgekit.tensors import Array
+from edgekit.tensors import Array, finite, usable
 
 if TYPE_CHECKING:
     from device_agents.inference.fallback import Fallback
@@ -235,9 +235,9 @@ class InferenceRouter:
             raise
         counters["runs"] += 1
         counters["run_us"] += int((self._clock.monotonic() - start) * 1e6)
-        request.local, request.usable = outputs, routing_rules.usable(outputs)
+        request.local, request.usable = outputs, usable(outputs)
         if not request.usable:
-            counters["unusable"] += routing_rules.finite(request.inputs)
+            counters["unusable"] += finite(request.inputs)
         self._shadowing.offer(request, outputs)
         return outputs
 

@@ -29,6 +29,7 @@ from edgekit.serving.session.sequence import Sequence as Place
 from edgekit.serving.session.sequence import parse_sequence
 from edgekit.serving.session.session import Load
 from edgekit.serving.session.statistics import Statistics
+from edgekit.tensors import finite, usable
 
 _PARAMETERS = (ROUTE_PARAMETER, DEADLINE_PARAMETER, POSTPROCESS_PARAMETER)
 _ROUTES = ("auto", "cloud-only")
@@ -158,6 +159,8 @@ class CloudModels:
             found.counters["errors"] += 1
             raise
         loaded.latency.add(time.perf_counter() - begin)
+        if not usable(outputs) and finite(request.inputs):
+            found.counters[f"unusable_answers.{loaded.version}"] += 1
         parameters = {"edgekit_route": "cloud", "edgekit_model": session.digest, "edgekit_version": loaded.version}
         return InferResponse(model, loaded.version, outputs, parameters)
 
@@ -166,7 +169,7 @@ class CloudModels:
         return self._version(model, version).session.statistics
 
     def counters(self) -> dict[str, dict[str, float]]:
-        """Rising counters by model: `requests`, `errors` and `swaps`."""
+        """Rising counters by model: `requests`, `errors`, `swaps`, and `unusable_answers` by version."""
         return {name: {key: float(n) for key, n in one.counters.items()} for name, one in self._models.items()}
 
     def gauges(self) -> dict[str, dict[str, float]]:

@@ -85,6 +85,12 @@ METRICS = (
     _of_model("counter", "run_us", "Time of successful local runs in microseconds, waiting in the queue included."),
     _of_model("counter", "runtime_errors", "Local runs that failed in the runtime."),
     _of_model("counter", "unusable", "Local runs whose outputs contain NaN although all inputs are finite."),
+    Metric(
+        "edgekit_model_unusable_answers_total",
+        "counter",
+        "Answers of the cloud tier that contain NaN although all inputs are finite, by model and version.",
+        ("model", "version"),
+    ),
     _of_model("counter", "shed", "Requests that were not run locally because the queue was full."),
     _of_model(
         "counter", "expired", "Requests that were not run locally because the deadline was too near or had passed."

@@ -12,13 +12,13 @@ from device_agents.inference.routing_rules import (
     after_running,
     before_running,
     score,
-    usable,
     without_local,
 )
 from edgekit.bundle.manifest import Task
 from edgekit.errors import RuntimeLoadError
 from edgekit.serving.session.queue import DeadlineError, OverloadedError
 from edgekit.serving.worker.errors import WorkerCrashedError, WorkerRestartingError
+from edgekit.tensors import usable
 
 CLASSES = Task("classification", "y", "probabilities")
 

@@ -10,6 +10,7 @@ import pytest
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import DataError, NotFoundError, SelfTestError
 from edgekit.serving.cloud import CloudModels
+from edgekit.serving.http.metrics import render
 from edgekit.serving.oip.codec import InferRequest
 from tests.simulators.small_models import SURE, onnx_bundle, softmax
 
@@ -37,6 +38,18 @@ async def test_every_model_answers_with_its_own_bundle(tmp_path: Path) -> None:
         await models.answer("a", None, InferRequest({"x": rows}, outputs={"z": False}))
     swaps = {"swaps": 1}
     assert models.counters() == {"a": {"requests": 2, "errors": 1, **swaps}, "b": {"requests": 1, "errors": 0, **swaps}}
+    await models.close()
+
+
+async def test_answers_with_nan_are_counted_by_version(tmp_path: Path) -> None:
+    """A canary that answers NaN looked as good as its main version; NaN that was sent counts for no version."""
+    manifest = onnx_bundle(tmp_path, name="a", batch=None, gain=1e37)
+    models = await CloudModels.open(["a"], lambda _: (manifest, tmp_path), threads=1)
+    for x in (SURE, SURE * 100, SURE * 100, SURE * np.nan):  # large inputs overflow
+        await models.answer("a", None, InferRequest({"x": x}))
+    assert models.counters()["a"]["unusable_answers.1.0.0"] == 2
+    text = render(models.counters(), {}).decode()
+    assert 'edgekit_model_unusable_answers_total{model="a",version="1.0.0"} 2\n' in text
     await models.close()
 
 
