@@ -106,7 +106,7 @@ class Collector:
         self._disk, self._clock, self._spread, self.tell = disk, clock, spread, tell
         self._state = self._read()
         self._stored = self._state
-        self._waiting: asyncio.Queue[_Chosen] = asyncio.Queue(MOST_WAITING)
+        self._waiting: asyncio.Queue[_Chosen | None] = asyncio.Queue(MOST_WAITING)
         self._told_at = float("-inf")
         self.counts: Counter[str] = Counter()
         self.stored = asyncio.Event()
@@ -153,10 +153,11 @@ class Collector:
         if chosen.size > MAX_SAMPLE_BYTES // 2:
             self.counts["unfit"] += 1
             return
-        spent = budget_rules.today(self._state.spent, now)
+        spent = budget_rules.today(self._state.spent, now, self._clock.monotonic())
         pace = None if for_ask else self._spread()  # spread over the day, unless an operator asked for samples now
         if budget_rules.judge(self._options.budget, spent, chosen.size, pace, now) is not Verdict.ALLOWED:
             self.counts["limit"] += 1
+            self._begin(spent)
             return
         ask = self._state.ask
         if for_ask and ask is not None:
@@ -165,6 +166,12 @@ class Collector:
                 ask = None
         self._state = State(budget_rules.add(spent, chosen.size), ask)
         self._waiting.put_nowait(chosen)
+
+    def _begin(self, spent: Spent) -> None:
+        """Keep the begin of the day, also over a restart: one that began anew at each look would never end."""
+        if spent.begun != self._state.spent.begun and (spent.calls or spent.bytes):
+            self._state = msgspec.structs.replace(self._state, spent=spent)
+            self._waiting.put_nowait(None)  # there is room, see `_keep`
 
     async def run(self) -> None:
         """Store what was chosen, until cancelled."""
@@ -175,9 +182,10 @@ class Collector:
             while not self._waiting.empty():
                 await self._store(self._waiting.get_nowait())
 
-    async def _store(self, chosen: _Chosen) -> None:
+    async def _store(self, chosen: _Chosen | None) -> None:
+        """Store a sample; None stores the spending only."""
         try:
-            kept = await in_thread(self._write_sample, chosen)
+            kept = await in_thread(self._write_sample, chosen) if chosen else await in_thread(self._write_spent)
         except DiskError as error:
             self.counts["disk"] += 1
             self._warn(NOT_KEPT, f"a sample could not be stored; models answer as before: {error}")
@@ -203,11 +211,15 @@ class Collector:
         does = f"keeps up to {arguments.samples} samples" if ask else "keeps samples by its own settings only"
         return CommandAnswer(True, f"{does}; {len(self._spool)} wait to be sent", detail)
 
-    def _write_sample(self, chosen: _Chosen) -> bool:
+    def _write_spent(self) -> bool:
         if self._stored.ask != self._state.ask or not budget_rules.covers(
             self._options.budget, self._stored.spent, self._state.spent
         ):
             self._write()
+        return False
+
+    def _write_sample(self, chosen: _Chosen) -> bool:
+        self._write_spent()
         seen = chosen.seen
         sample = self._spool.next_id(chosen.reason, secrets.token_hex(8))
         body = Sample(

@@ -147,6 +147,25 @@ async def test_a_share_is_taken_by_chance(tmp_path: Path) -> None:
     assert [one.reason for one in rig.samples()] == ["random"]
 
 
+async def test_limits_that_were_reached_before_the_clock_was_set_back_end_a_day_later(tmp_path: Path) -> None:
+    """The day began anew at each sample, and never ended; now a restart does not begin it anew either."""
+    rig = Rig(rule=Rule(HARD), budget=Budget(calls=3), chance=0.0)
+    async with serving(rig, tmp_path) as ask:
+        for _ in range(4):
+            await ask()
+        rig.clock.now -= 500_000
+        await ask()
+        await asyncio.sleep(0.1)
+    rig.clock.now += 43_200
+    rig.start(rig.options)
+    async with serving(rig, tmp_path / "again") as ask:
+        await ask()
+        assert rig.collector.counts == {"limit": 1}
+        rig.clock.now += 43_200
+        await ask()
+    assert len(rig.samples()) == 4
+
+
 async def test_the_limits_of_a_day_hold_across_restarts(tmp_path: Path) -> None:
     """Samples and bytes; the next day begins anew. A restart may give up a little, and never has more."""
     rig = Rig(rule=Rule(HARD), budget=Budget(calls=3), chance=0.0)
