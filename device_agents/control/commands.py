@@ -17,13 +17,10 @@ from edgekit.errors import DataError, EdgekitError, ExpiredError, UnavailableErr
 from edgekit.mqtt import messages
 from edgekit.mqtt.command_arguments import PROFILE, parse_arguments
 from edgekit.protocols import Clock
-from edgekit.repeats import Repeats
 from edgekit.trust.envelopes import open_envelope
 
 log = logging.getLogger(__name__)
 
-REFUSED = "command-refused"
-MOST_REFUSED, REFUSED_SECONDS = 5, 60.0  # said of each kind of error: whoever reaches the topic can send any number
 LONG_KINDS = (PROFILE,)  # run beside other commands, one at a time
 
 
@@ -58,7 +55,6 @@ class Commands:
         self._device, self._fleet, self._link, self._journal = device, fleet, link, journal
         self._handlers, self._director_key, self._restart, self._clock = handlers, director_key, restart, clock
         self._long: asyncio.Task[None] | None = None
-        self._refused = Repeats(MOST_REFUSED, REFUSED_SECONDS)
         self.unexpected_errors = 0
 
     async def run(self) -> None:
@@ -87,15 +83,10 @@ class Commands:
             await self._send(command, CommandAnswer(False, f"another {command.kind} is running; try again later"))
 
     def _refuse(self, error: EdgekitError) -> None:
-        """Say that a command was refused; of many for the same reason, the first few of each minute."""
         kind = type(error).__name__
-        turn = self._refused.take(kind, self._clock.monotonic())
-        if not turn.allowed:
-            return
-        more = f"; {turn.left_out} more were refused for this reason before" if turn.left_out else ""
-        log.warning("a command was refused: %s: %s%s", kind, error, more)
+        log.warning("a command was refused: %s: %s", kind, error)
         self._link.event(
-            messages.Event(self._device, REFUSED, self._clock.wall(), error=kind, message=f"{error}{more}")
+            messages.Event(self._device, "command-refused", self._clock.wall(), error=kind, message=str(error))
         )
 
     async def accept(self, payload: bytes) -> messages.Command:

@@ -8,6 +8,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+import msgspec
 from securesystemslib.signer import CryptoSigner
 
 from edgekit.bounds import number_fault
@@ -15,12 +16,14 @@ from edgekit.errors import DataError, DiskError, PacketTooLargeError, TransportE
 from edgekit.mqtt import messages, topics
 from edgekit.mqtt.limits import ADVISED_BYTES, packet_fault
 from edgekit.protocols import Clock, Message, Transport, Will
+from edgekit.repeats import Repeats
 from edgekit.trust.envelopes import seal
 from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
 
 MAX_QUEUED_EVENTS = 100
+MOST_EVENTS, EVENTS_SECONDS = 10, 60.0
 MAX_COMMANDS = 16
 STEP_SECONDS = 2.0
 HEARTBEAT_SHARE = 0.8, 1.0
@@ -67,6 +70,7 @@ class ControlLink:
         self._heartbeat_seconds, self._report = heartbeat_seconds, report
         self._queued: deque[tuple[str, bytes]] = deque(maxlen=MAX_QUEUED_EVENTS)  # kind of topic, payload
         self._changed = asyncio.Event()
+        self._repeats = Repeats(MOST_EVENTS, EVENTS_SECONDS)
         self._step: asyncio.TimerHandle | None = None
         self._birth_sent = False
         self._told_limit = self._told_unsent = 0
@@ -107,7 +111,17 @@ class ControlLink:
             self._step = asyncio.get_running_loop().call_later(STEP_SECONDS, self.changed)
 
     def event(self, event: messages.Event) -> None:
-        """Send one event as soon as there is a broker; at most MAX_QUEUED_EVENTS wait, and the oldest are dropped."""
+        """Send one event as soon as there is a broker; at most MAX_QUEUED_EVENTS wait, and the oldest are dropped.
+
+        Of events of one kind, model and error, MOST_EVENTS a minute are sent, and the next one says how many were left
+        out: strangers can cause some without end, and the control side keeps a number of them for each device.
+        """
+        turn = self._repeats.take((event.kind, event.model, event.error), self._clock.monotonic())
+        if not turn.allowed:
+            return
+        if turn.left_out:
+            message = f"{event.message} ({turn.left_out} more events like this one were left out)"
+            event = msgspec.structs.replace(event, message=message)
         self._queued.append(("event", seal(event, self._signer)))
         self._changed.set()
 

@@ -3,13 +3,14 @@
 Attacks on metadata alone are in tests/edgekit/trust, on manifests in tests/edgekit/bundle.
 """
 
+import asyncio
 import json
 
 import msgspec
 import pytest
 from tuf.api.metadata import Metadata, TargetFile
 
-from device_agents.control.commands import MOST_REFUSED
+from device_agents.control.link import MOST_EVENTS
 from device_agents.options import AgentTimings
 from edgekit.mqtt import messages, topics
 from edgekit.registry import blob_name
@@ -244,7 +245,17 @@ async def test_a_flood_is_dropped_and_the_true_order_is_followed(desk, device, t
     check_unmoved(device)
     desk.assign(desk.publish("3.0.0"))
     await device.settled("3.0.0")
-    assert 1 <= len(told(desk, device, "command-refused")) <= MOST_REFUSED
+    assert 1 <= len(told(desk, device, "command-refused")) <= MOST_EVENTS
+
+
+async def test_orders_of_many_faults_cause_few_events(desk, device):
+    """Each is another document, so each is looked at; the other events of the device stay readable."""
+    for number in range(3 * MOST_EVENTS):
+        desk.broker.publish(topics.device(FLEET, DEVICE, "desired"), b"{" * (number + 1), qos=1)
+        await asyncio.sleep(0.02)
+    desk.assign(desk.publish("2.0.0"))
+    await device.settled("2.0.0")
+    assert len(told(desk, device, "assignment-refused")) == MOST_EVENTS
 
 
 # --- the store is hostile
