@@ -18,6 +18,12 @@ from converters.quality.parity import Parity
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
+# Advice where the reading of a format changed the answers, by step; other steps are edgekit's own.
+EXPORTER = {
+    "read pt2": "PyTorch's exporter to ONNX gives a model with other answers than the program. Writes into parts of a "
+    "tensor (x[...] = value) are a known cause: write torch.where or torch.cat instead, and export the program again."
+}
+
 
 class Canonical(msgspec.Struct, frozen=True):
     """The canonical graph, with the results of its parity checks.
@@ -59,7 +65,7 @@ def canonical_of(source: Source, samples: Samples, *, prune: bool) -> Canonical:
     def check(name: str, graph: Graph) -> None:
         answers = graph.run(samples.inputs)
         compared = parity.compare(expected, answers, runtime=name, where="canonical graph", decision="", limits=limits)
-        parity.require(compared)
+        parity.require(compared, advice=EXPORTER.get(name, parity.FAULT))
         steps.append(compared)
 
     check(f"read {source.format}", graph)

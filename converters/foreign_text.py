@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 
 from edgekit.errors import ConversionError
 
@@ -48,6 +49,7 @@ def failure(library: str, work: str, error: BaseException) -> ConversionError:
         work: What it was doing, for example ``quantizing the file``.
         error: Its error.
     """
+    where = "".join(traceback.format_tb(error.__traceback__)[-1:]).strip()  # some errors have no other text
     return ConversionError(
-        f"{library} failed while {work} with {type(error).__name__} ({SHOWN})", library_text=plain_text(error)
+        f"{library} failed while {work} with {type(error).__name__} ({SHOWN})", library_text=plain_text(error) or where
     )

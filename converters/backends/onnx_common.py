@@ -20,6 +20,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from converters import foreign_text
 from converters.backends.bindings import bound, input_bindings
 from converters.backends.contract import Artifact
+from converters.backends.onnx_names import name_apart
 from converters.backends.onnx_sharing import unshared
 from converters.graph.graph import Graph, label, without_interface
 from converters.trials import try_onnx
@@ -76,6 +77,7 @@ def half(graph: Graph, *, keep: Collection[str] = ()) -> onnx.ModelProto:
         ConversionError: the converter failed.
     """
     model = _copy(graph)
+    name_apart(model)
     try:
         made = convert_float_to_float16(
             model,

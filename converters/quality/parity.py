@@ -18,6 +18,7 @@ FLOAT16_RELATIVE = 1e-2
 SOURCE_RELATIVE = {"float32": 1e-4, "float64": 1e-4, "float16": 3e-2, "bfloat16": 2e-1}
 NOISE_MULTIPLE = 10.0  # of the float model's own noise, which counts as equal too
 ROUNDINGS = 4.0 * float(np.finfo(np.float32).eps)  # of the largest answer: float32 cannot hold it more exactly
+FAULT = "This is a fault of the converter, not of the model: please report it with the model's operators."
 SMALLEST_LIMIT = 1e-30
 
 
@@ -213,8 +214,12 @@ def rounding(value: Array, spread: Array) -> Array:
     return ROUNDINGS * largest
 
 
-def require(parity: Parity) -> None:
+def require(parity: Parity, *, advice: str = FAULT) -> None:
     """Check that one step stays within its limits.
+
+    Args:
+        parity: The comparison.
+        advice: What to do where it does not.
 
     Raises:
         ParityError: it changed an output by more.
@@ -230,5 +235,5 @@ def require(parity: Parity) -> None:
         raise ParityError(
             f"step {parity.runtime} changed output {parity.output} by {parity.difference:.3g}; "
             f"the limit is {parity.limit:.3g}",
-            advice="This is a fault of the converter, not of the model: please report it with the model's operators.",
+            advice=advice,
         )

@@ -1,5 +1,6 @@
 """Ill-conditioned models are judged by their own noise, and a real fault of a step is still caught."""
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -86,6 +87,14 @@ def test_fault_of_a_step_is_caught_in_either_model(tmp_path, samples):
         assert whole.steps
         with pytest.raises(ParityError, match=r"step read onnx changed output y by .*; the limit is"):
             canonical_of(source(normalized(offset), tmp_path, normalized(offset, damage)), samples, prune=True)
+
+
+def test_other_answers_of_an_exporter_are_not_called_a_fault_of_the_converter(tmp_path, samples):
+    """PyTorch's exporter to ONNX does so where a program writes into parts of a tensor."""
+    one = msgspec.structs.replace(source(normalized(0.0), tmp_path, normalized(0.0, 0.05)), format="pt2")
+    with pytest.raises(ParityError, match="step read pt2 changed output y") as caught:
+        canonical_of(one, samples, prune=True)
+    assert caught.value.advice.startswith("PyTorch's exporter")
 
 
 def test_ill_conditioned_model_is_converted_and_said_to_be_so(tmp_path):
