@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
+
+from edgekit.errors import SettingsError
+
+MAX_LABEL_KEY, MAX_LABEL_VALUE = 63, 255  # characters; what is longer could not be selected by
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -24,6 +28,27 @@ class Device(msgspec.Struct, frozen=True):
     public_key: str
     labels: dict[str, str] = {}
     enrolled: float = 0.0
+
+
+def check_labels(labels: Mapping[str, str | None]) -> None:
+    """Check labels that are set; None stands for one that is removed, which may have any name.
+
+    Raises:
+        SettingsError: a key or a value is too long or has characters that cannot be printed, or a key is empty or has
+            blanks.
+    """
+    for key, value in labels.items():
+        if value is None:
+            continue
+        if not 0 < len(key) <= MAX_LABEL_KEY or not key.isprintable() or " " in key:
+            raise SettingsError(
+                f"the label key {key[:80]!r} is not valid, expected 1 to {MAX_LABEL_KEY} characters without blanks"
+            )
+        if len(value) > MAX_LABEL_VALUE or not value.isprintable():
+            raise SettingsError(
+                f"the value of label {key} has {len(value)} characters, expected at most {MAX_LABEL_VALUE} that can be "
+                "printed"
+            )
 
 
 class Cohort(msgspec.Struct, frozen=True):

@@ -94,7 +94,7 @@ class Browser:
         path.write_bytes(base64.b64decode(data))
 
     def findings(self, rule: str = "") -> list[str]:
-        """What axe-core finds on this page: serious and critical faults for people who cannot see or use a mouse.
+        """What axe-core finds on this page: faults for people who cannot see or use a mouse, without the minor ones.
 
         With `rule`, only findings of this rule.
         """
@@ -105,7 +105,7 @@ class Browser:
         return [
             f"{one['id']}: {one['help']}: {node['html'][:200]}"
             for one in json.loads(found)
-            if one["impact"] in ("serious", "critical")
+            if one["impact"] in ("moderate", "serious", "critical")
             for node in one["nodes"]
         ]
 

@@ -14,10 +14,12 @@ from edgekit.cli.common.console import (
     needs_extra,
     note,
     print_json,
+    printable,
     usage,
 )
 from edgekit.cli.common.fleet import fleet_state, parse_labels
 from edgekit.errors import SettingsError
+from edgekit.rollout.cohort import check_labels
 from edgekit.settings.device_files import KEY_FILE, SETTINGS_FILE
 
 
@@ -131,17 +133,19 @@ def label(name: str, labels: tuple[str, ...], gone: tuple[str, ...], dry_run: bo
         changes: dict[str, str | None] = {**dict.fromkeys(gone), **parse_labels(labels)}
         if both := sorted(set(gone) & set(parse_labels(labels))):
             raise SettingsError(f"label {', '.join(both)} is both set and removed", advice="Name each label once.")
+        check_labels(changes)
     with fleet_state(control_settings()) as state:
         found = state.devices.get(name).labels
         if changes and not dry_run:
             found = state.lifecycle.label(name, changes, time.time())
     if dry_run:
-        note(f"would change labels of {name}: {', '.join([*labels, *(f'no {key}' for key in gone)]) or 'nothing'}")
+        said = ", ".join([*labels, *(f"no {key}" for key in gone)]) or "nothing"
+        note(printable(f"would change labels of {name}: {said}"))
         return
     if as_json:
         print_json({"device": name, "labels": found})
         return
-    note(f"{name}: " + (", ".join(f"{key}={value}" for key, value in sorted(found.items())) or "no labels"))
+    note(printable(f"{name}: " + (", ".join(f"{key}={value}" for key, value in sorted(found.items())) or "no labels")))
 
 
 @click.command()

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from edgekit.errors import NotFoundError, RefusedError, SettingsError
 from edgekit.identity.authority import Issued
 from edgekit.identity.join import StoredCode, check_use
-from edgekit.rollout.cohort import Device
+from edgekit.rollout.cohort import Device, check_labels
 from edgekit.state._sql import FleetTable, to_json
 from edgekit.state.audit import record
 from edgekit.state.fleet.attributes import put_labels
@@ -82,7 +82,8 @@ class CertificateTable(FleetTable):
         return [(one.serial, one.revoked) for one in self.all() if one.revoked]
 
     def add_code(self, code: StoredCode, now: float) -> None:
-        """Store an enrollment code."""
+        """Store an enrollment code. Raises SettingsError for labels that are not valid."""
+        check_labels(code.labels)
         values = {**msgspec.structs.asdict(code), "labels": to_json(code.labels), "created": now}
         with self._writing() as connection:
             connection.execute(join_codes.insert().values(fleet=self._fleet, **values))

@@ -14,7 +14,7 @@ from edgekit.bounds import MAX_DATE, MAX_INTEGER, MAX_ROW, number_fault
 from edgekit.errors import NotFoundError, SettingsError
 from edgekit.identity.series import StoredNumbers
 from edgekit.mqtt.messages import Event, Outcome, Presence, Reported, Running, Telemetry
-from edgekit.rollout.cohort import Cohort, Device
+from edgekit.rollout.cohort import Cohort, Device, check_labels
 from edgekit.state._sql import FleetTable, put_all, to_json, untrusted_json
 from edgekit.state.audit import record
 from edgekit.state.fleet.attributes import put_labels
@@ -115,8 +115,9 @@ class DeviceTable(FleetTable):
         """Add a device.
 
         Raises:
-            SettingsError: a device with this name is enrolled, or the time is no finite number.
+            SettingsError: a device with this name is enrolled, a label is not valid, or the time is no finite number.
         """
+        check_labels(device.labels)
         if fault := number_fault("enrolled", device.enrolled, 0, MAX_DATE):
             raise SettingsError(fault)
         row = {

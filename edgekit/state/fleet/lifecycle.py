@@ -8,7 +8,7 @@ import msgspec
 import sqlalchemy as sa
 
 from edgekit.errors import NotFoundError, SettingsError
-from edgekit.rollout.cohort import Device
+from edgekit.rollout.cohort import Device, check_labels
 from edgekit.rollout.values import RolloutState
 from edgekit.state._sql import FleetTable, put, to_json, untrusted_text
 from edgekit.state.audit import record
@@ -102,7 +102,9 @@ class LifecycleTable(FleetTable):
 
         Raises:
             NotFoundError: no such device is enrolled, or it has no label that is to be removed.
+            SettingsError: a label is not valid.
         """
+        check_labels(changes)
         with self._writing() as connection:
             before = read_device(self._row(connection, name)).labels
             missing = [key for key, value in changes.items() if value is None and key not in before]

@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from edgekit.errors import NotFoundError, RefusedError, SettingsError
+from edgekit.identity.join import StoredCode
 from edgekit.mqtt.messages import Presence, Reported
 from edgekit.rollout.cohort import Cohort, Device
 from edgekit.rollout.values import RolloutState
@@ -138,3 +139,20 @@ def test_backup_moves_between_kinds_and_keeps_counting(state, tmp_path, request)
     with pytest.raises(sa.exc.DatabaseError), second._engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM audit")
     second.close()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"k" * 64: "v"}, {"": "v"}, {"a b": "v"}, {"a\tb": "v"}, {"site": "v" * 256}, {"site": "\x1b[31mred"}],
+    ids=["long key", "no key", "blank", "tab", "long value", "escape sequence"],
+)
+def test_labels_that_no_filter_can_select_by_are_refused(state, labels):
+    """They were cut to the size of a column, where two of them could be one, and shown in terminals as they are."""
+    with pytest.raises(SettingsError, match="label"):
+        state.lifecycle.label("a", labels, 2000.0)
+    with pytest.raises(SettingsError, match="label"):
+        state.devices.enroll(Device("c", "t", "pem c", labels, 2000.0))
+    with pytest.raises(SettingsError, match="label"):
+        state.certificates.add_code(StoredCode("aaaaaaaa", b"k", 5000.0, 1, labels=labels), 2000.0)
+    assert state.devices.get("a").labels == {"site": "north"}
+    state.lifecycle.label("a", {"ort": "Z\u00fcrich \U0001f3d4"}, 2000.0)
