@@ -94,6 +94,11 @@ def figure_text(value: float) -> str:
     return f"{value:.3g}"
 
 
+def origin_text(kind: str) -> str:
+    """Where a cost comes from, by its kind: ``estimate``, ``count`` or ``measurement``."""
+    return {"instructions": "count", "measured": "measurement"}.get(kind, kind)
+
+
 def share_text(part: float, whole: float) -> str:
     """`part` as a share of `whole`: ``27 %``, ``2.4 %``; a dash where `whole` is 0."""
     if not whole:

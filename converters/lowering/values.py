@@ -17,6 +17,7 @@ import tensorflow as tf
 
 Order = tuple[int, ...]
 MOST_AXES = 6  # of LiteRT's TRANSPOSE
+FEW_AXES = 3  # that accelerators transpose
 
 
 def identity(rank: int) -> Order:
@@ -27,6 +28,33 @@ def identity(rank: int) -> Order:
 def channels_last(rank: int) -> Order:
     """The order of a channel-last tensor: logical (channel-first) axis i is physical axis order[i]."""
     return (0, rank - 1, *range(1, rank - 1))
+
+
+def _merged(perm: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+    """The axes of a transposition in their new order; those that stay beside each other are one part. No axis of 1."""
+    parts: list[list[int]] = []
+    for axis in (axis for axis in perm if sizes[axis] != 1):
+        between = sizes[parts[-1][-1] + 1 : axis] if parts and parts[-1][-1] < axis else None
+        if between is not None and all(size == 1 for size in between):
+            parts[-1].append(axis)
+        else:
+            parts.append([axis])
+    return parts
+
+
+def _transposed(tensor: Any, perm: Sequence[int]) -> Any:
+    """The transposition, of fewer axes where more than three move and some stay beside each other.
+
+    Accelerators transpose three axes. The reshapes around it vanish where others are beside them.
+    """
+    sizes = [int(size) for size in tensor.shape]
+    parts = _merged(perm, sizes)
+    moved = sum(map(len, parts))
+    if moved > FEW_AXES and len(parts) < moved:
+        old = sorted(parts)
+        flat = tf.reshape(tensor, [math.prod(sizes[axis] for axis in part) for part in old])
+        return tf.reshape(tf.transpose(flat, [old.index(part) for part in parts]), [sizes[axis] for axis in perm])
+    return tf.transpose(tensor, perm) if moved <= MOST_AXES else _in_steps(tensor, perm)
 
 
 def _in_steps(tensor: Any, perm: Sequence[int]) -> Any:
@@ -85,7 +113,7 @@ class Value:
         moved = [axis for axis in perm if sizes[axis] != 1]
         if moved == sorted(moved):  # only axes of size 1 move: the same elements in the same order
             return tf.reshape(self.tensor, [sizes[axis] for axis in perm])
-        return tf.transpose(self.tensor, perm) if len(moved) <= MOST_AXES else _in_steps(self.tensor, perm)
+        return _transposed(self.tensor, perm)
 
     def plain(self) -> Any:
         """The tensor in logical order."""

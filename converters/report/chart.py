@@ -16,8 +16,10 @@ CHARACTER, LINE = 6.8, 14.0  # size of a letter of a label, in units of the draw
 LONGEST_LABEL = 40  # letters
 HIGHEST = 4.0  # drops beyond this multiple of the limit are drawn at the upper edge
 MARKER, CHOSEN_MARKER = 5.0, 8.0  # radii
-_STEPS = ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), tuple(0.1 * n for n in range(10, 100)))
+_STEPS = ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+_NARROW_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)  # differences of ticks where the sizes are near each other
 _FEWEST_TICKS, _MOST_TICKS = 3, 8
+_TICK_GAP = 10.0  # between the texts of two ticks
 
 
 class Box(msgspec.Struct, frozen=True):
@@ -123,7 +125,7 @@ def chart_of(report: Report, names: Mapping[str, str]) -> Chart | None:
     corners = sorted((p.x, p.y) for p in points if p.id in frontier and not p.beyond)
     return Chart(
         points=tuple(sorted(_labelled(chosen_first), key=lambda p: (p.verdict == "chosen", p.number))),
-        x_ticks=tuple(Tick(scale.x(size), size_text(int(size))) for size in size_ticks(scale.least, scale.most)),
+        x_ticks=_apart([Tick(scale.x(size), size_text(round(size))) for size in size_ticks(scale.least, scale.most)]),
         y_ticks=tuple(Tick(scale.y(drop), figure_text(drop)) for drop in _drop_ticks(scale, limit)),
         limit=scale.y(limit),
         limit_text=f"limit {figure_text(limit)}",
@@ -140,9 +142,22 @@ def size_ticks(least: float, most: float) -> list[float]:
         ticks = [m * 10.0**k * unit for k in range(first, last + 1) for m in steps]
         ticks = [size for size in ticks if least <= size <= most and (size >= unit or unit == 1024.0**2)]
         if len(ticks) >= _FEWEST_TICKS:
-            break
-    stride = -(-len(ticks) // _MOST_TICKS)
-    return ticks[::stride] if stride else []
+            stride = -(-len(ticks) // _MOST_TICKS)
+            return ticks[::stride]
+    about = (most - least) / _MOST_TICKS / unit
+    power = 10.0 ** math.floor(math.log10(about))
+    step = unit * power * next(one for one in _NARROW_STEPS if one * power >= about)
+    return [step * n for n in range(math.ceil(least / step), math.floor(most / step) + 1)]
+
+
+def _apart(ticks: Sequence[Tick]) -> tuple[Tick, ...]:
+    """The ticks from left to right, without those whose text would meet the one before it."""
+    kept: list[Tick] = []
+    for tick in ticks:
+        width = CHARACTER * (len(tick.text) + len(kept[-1].text)) / 2.0 if kept else 0.0
+        if not kept or tick.at - kept[-1].at >= width + _TICK_GAP:
+            kept.append(tick)
+    return tuple(kept)
 
 
 def _drop_ticks(scale: _Scale, limit: float) -> list[float]:

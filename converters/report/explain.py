@@ -9,7 +9,7 @@ import msgspec
 from converters.quality.selection import FITS
 from converters.report.outputs import OutputReport
 from converters.report.report import CandidateReport, Report
-from converters.words import figure_text, in_words, share_text, size_text, titles
+from converters.words import figure_text, in_words, origin_text, share_text, size_text, titles
 from edgekit.bundle.recipe import PRESETS
 
 BETTER_ROWS = 3  # smaller candidates, and cheaper ones, that an explanation names
@@ -115,7 +115,7 @@ def _not_proven(report: Report, first: OutputReport | None) -> list[str]:
 def _answer(report: Report, names: Mapping[str, str]) -> str:
     chosen, base = report.chosen_candidate, baseline(report)
     size = f"{size_text(chosen.bytes)}"
-    cost = f"{figure_text(chosen.cost.value)} {chosen.cost.unit} for one row ({chosen.cost.kind})"
+    cost = f"{figure_text(chosen.cost.value)} {chosen.cost.unit} for one row ({origin_text(chosen.cost.kind)})"
     if base is not None and base is not chosen:
         size += f", {share_text(chosen.bytes, base.bytes)} of float32"
         cost += f", {share_text(chosen.cost.value, base.cost.value)} of float32"
@@ -160,7 +160,7 @@ def _reason(report: Report, candidate: CandidateReport, word: str, names: Mappin
         )
         if word == "cheaper" and report.aim == "cost":  # equal costs, of which the smallest file is taken
             error = "" if candidate.cost_error is None else f", whose median error is {candidate.cost_error:.0%},"
-            loss = f"the {candidate.cost.kind}{error} does not tell these costs apart, and {loss}"
+            loss = f"the {origin_text(candidate.cost.kind)}{error} does not tell these costs apart, and {loss}"
         return f"It fits ({reason}), but {loss}"
     verdict = candidate.verdict.capitalize()
     return f"{verdict}: {reason.removeprefix('not tested: ')}"

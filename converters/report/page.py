@@ -10,7 +10,7 @@ import msgspec
 from converters.report.chart import HEIGHT, WIDTH, chart_of
 from converters.report.explain import baseline, explain, plain
 from converters.report.report import CandidateReport, Report
-from converters.words import figure_text, in_words, share_text, size_text, titles
+from converters.words import figure_text, in_words, origin_text, share_text, size_text, titles
 
 
 def report_html(report: Report) -> bytes:
@@ -24,7 +24,10 @@ def report_html(report: Report) -> bytes:
     )
     names = titles(candidate.recipe for candidate in report.candidates)
     environment.filters.update(
-        size=size_text, figure=figure_text, words=lambda text: in_words(text, names, chosen=report.chosen)
+        size=size_text,
+        figure=figure_text,
+        origin=origin_text,
+        words=lambda text: in_words(text, names, chosen=report.chosen),
     )
     environment.globals.update(share=share_text)
     page = environment.get_template("report.html.j2").render(

@@ -34,7 +34,30 @@ def reshape(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     last = channels_last(source.rank) if source.rank > 2 else ()
     if source.order == last and len(shape) > 2 and tuple(shape[:2]) == source.shape[:2]:
         return Value(tf.reshape(source.tensor, [shape[0], *shape[2:], shape[1]]), channels_last(len(shape)))
-    return of(tf.reshape(source.plain(), shape))
+    regrouped = _regrouped(source, tuple(shape))
+    return of(tf.reshape(source.plain(), shape)) if regrouped is None else regrouped
+
+
+def _regrouped(source: Value, shape: tuple[int, ...]) -> Value | None:
+    """The value of a reshape that only splits the channels of a channel-last value, or joins such parts again.
+
+    The other axes stay in front of the channels, as in channel shuffles and group normalizations. None for any other.
+    """
+    split, rank = len(shape) > source.rank, min(source.rank, len(shape))
+    spatial = rank - 2
+    if rank < 3 or len(shape) == source.rank or shape[0] != source.shape[0]:
+        return None
+    if shape[-spatial:] != source.shape[-spatial:]:
+        return None
+    parts = max(source.rank, len(shape)) - 1 - spatial
+    order = (0, *range(spatial + 1, spatial + 1 + parts), *range(1, spatial + 1))
+    if split:
+        if source.order != channels_last(source.rank):
+            return None
+        return Value(tf.reshape(source.tensor, [shape[0], *shape[-spatial:], *shape[1:-spatial]]), order)
+    if source.order[0] != 0 or source.order[-spatial:] != order[-spatial:]:
+        return None
+    return Value(tf.reshape(source.in_order(order), [shape[0], *shape[2:], shape[1]]), channels_last(rank))
 
 
 @lowers("Flatten")

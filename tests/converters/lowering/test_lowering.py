@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from converters.backends.accelerators import accelerators, faults
 from converters.frontends.onnx import canonical
 from edgekit.errors import UnsupportedOpError
 from tests.converters.lowering.lowered import lowered
@@ -43,6 +44,36 @@ def test_no_transpose_is_left_in_an_image_network(layout, child, tmp_path):
     assert "TRANSPOSE" not in operators
     assert operators.count("DELEGATE") == 1
     assert "MEAN" in operators
+
+
+def test_a_channel_shuffle_moves_the_channels_only(child, tmp_path):
+    """One transposition of at most three axes, which accelerators have, and none of the image itself."""
+    nodes = [
+        node("Conv", ("x", "w"), "c"),
+        node("Reshape", ("c", "split"), "s"),
+        node("Transpose", ("s",), "t", perm=[0, 2, 1, 3, 4]),
+        helper.make_node("Reshape", ["t", "join"], ["j"], name="join"),
+        helper.make_node("Conv", ["j", "v"], ["y"], name="last"),
+    ]
+    shapes = {"split": np.array([-1, 2, 3, 9, 8]), "join": np.array([-1, 6, 9, 8])}
+    model = models.model_of(
+        nodes,
+        {"x": ["batch", 4, 9, 8]},
+        {"y": ["batch", 5, 9, 8]},
+        {"w": weights(6, 4, 1, 1), "v": weights(5, 6, 1, 1), **shapes},
+    )
+    graph, runtime, operators = lowered(child, tmp_path, model)
+    x = RNG.normal(0, 1, (2, 4, 9, 8)).astype(np.float32)
+    np.testing.assert_allclose(runtime.run({"x": x})["y"], graph.run({"x": x})["y"], atol=1e-5)
+    # The input and the output are channel-first for callers, and channel-last in the file.
+    assert [name for name in operators if name != "DELEGATE"] == [
+        "CONV_2D",
+        "RESHAPE",
+        "TRANSPOSE",
+        "RESHAPE",
+        "CONV_2D",
+    ]
+    assert not faults((tmp_path / "m.tflite").read_bytes(), accelerators()["edgetpu"], quantized=False)
 
 
 def test_use_of_an_operator_that_cannot_be_lowered_says_why(child, tmp_path):

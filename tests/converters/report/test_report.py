@@ -1,5 +1,6 @@
 """The page and the explanation of reports that are built here."""
 
+import itertools
 import re
 
 import msgspec
@@ -7,7 +8,7 @@ import pytest
 
 from converters.quality.drop import Drop
 from converters.quality.measured import Budget
-from converters.report.chart import HEIGHT, WIDTH, chart_of, size_ticks
+from converters.report.chart import CHARACTER, HEIGHT, WIDTH, chart_of, size_ticks
 from converters.report.explain import explain
 from converters.report.outputs import ClassReport, OutputReport
 from converters.report.page import report_html
@@ -137,6 +138,31 @@ def test_size_axis_has_a_few_round_marks(least, most):
     ticks = size_ticks(least, most)
     assert 2 <= len(ticks) <= 9
     assert all(least <= tick <= most for tick in ticks)
+
+
+@pytest.mark.parametrize("sizes", [(8_284, 15_770), (15_000_000, 15_400_000), (700, 90_000), (1_000, 1_020)])
+def test_texts_of_the_size_axis_have_space_between_them(sizes):
+    """Also where the sizes are near each other, and marks are there on both halves of the axis."""
+    small = candidate(Recipe(precision="int8"), sizes[0], 400.0, (0.001, 0.008), "chosen")
+    ticks = chart_of(
+        report(candidate(Recipe(), sizes[1], 1000.0, (0.0, 0.005), "fits"), small),
+        {"float32": "float32", "int8": "int8"},
+    ).x_ticks
+    ends = [(tick.at - CHARACTER * len(tick.text) / 2, tick.at + CHARACTER * len(tick.text) / 2) for tick in ticks]
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(ends))
+    assert ticks[0].at < WIDTH / 2 < ticks[-1].at
+    assert len({tick.text for tick in ticks}) == len(ticks)
+
+
+def test_counted_costs_are_called_a_count():
+    """Their kind is called instructions, as their unit is."""
+    counted = msgspec.structs.replace(
+        candidate(Recipe(precision="int8"), 30_000, 400.0, (0.001, 0.008), "chosen"),
+        cost=Cost("instructions", 400.0, "instructions"),
+    )
+    made = report(candidate(Recipe(), 100_000, 1000.0, (0.0, 0.005), "fits"), counted)
+    assert "instructions (count)" in text_of(report_html(made))
+    assert "400 instructions for one row (count)" in explain(made).answer
 
 
 def test_no_chart_without_measured_drops():
