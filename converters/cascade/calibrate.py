@@ -23,6 +23,7 @@ from converters.cascade.scores import area, below_ties, fit_temperature, functio
 from converters.data.repeats import copied, different_samples, repeated
 from converters.data.samples import CALIBRATION_SHARE, CHOICE_SHARE, Samples, row_digests, split_samples
 from edgekit.bundle.manifest import Task
+from edgekit.bundle.scores import probability_faults
 from edgekit.certificate.document import ACCURACY, KEPT_ACCURACY, REGRET, Bound, Bounded, Certificate
 from edgekit.certificate.scoring import ScoreFunction, score
 from edgekit.errors import DataError, RefusedError
@@ -107,7 +108,8 @@ def answers(edge: Run, cloud: Run, samples: Samples, task: Task) -> Answers:
     """Run both models on the samples.
 
     Raises:
-        DataError: an answer is not one row of scores a sample, or the models have different classes.
+        DataError: an answer is not one row of scores a sample, the models have different classes, or a device would
+            refuse the cloud model's answers.
     """
     asked = (("edge", edge, samples.inputs), ("cloud", cloud, samples.originals or samples.inputs))
     outputs = {where: run(inputs).get(task.output) for where, run, inputs in asked}
@@ -123,6 +125,7 @@ def answers(edge: Run, cloud: Run, samples: Samples, task: Task) -> Answers:
     assert second is not None
     if first.shape != second.shape:
         raise DataError(f"the edge model has {first.shape[1]} classes, and the cloud model {second.shape[1]}")
+    _check_form(task, first, second)
     unusable = {where: ~np.isfinite(found).all(axis=-1) for where, found in (("edge", first), ("cloud", second))}
     faults = [f"{int(rows.sum())} of the {where} model" for where, rows in unusable.items() if rows.any()]
     if faults:
@@ -131,6 +134,18 @@ def answers(edge: Run, cloud: Run, samples: Samples, task: Task) -> Answers:
             advice="Mend the model; without the samples on which it fails, a proof would not be of all answers.",
         )
     return Answers(first, second.argmax(axis=-1), samples.labels)
+
+
+def _check_form(task: Task, edge: Array, cloud: Array) -> None:
+    """Refuse a cloud model whose scores no device would take, so that a certificate of it would never hold."""
+    faults = probability_faults(task, cloud[np.isfinite(cloud).all(axis=-1)], edge)
+    if edge.dtype != cloud.dtype:
+        faults.append(f"{task.output} is {cloud.dtype}, and {edge.dtype} on the device")
+    if faults:
+        raise DataError(
+            f"devices would refuse the cloud model's answers: {'; '.join(faults)}",
+            advice="Give the cloud model the form of the edge model's scores, for example a softmax at its end.",
+        )
 
 
 def calibrate(

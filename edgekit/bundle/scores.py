@@ -1,4 +1,7 @@
-"""How sure a model is of each row of its answer. Pure: the same rule in the report and on the device."""
+"""How sure a model is of each row of its answer, and whether another model's scores are of the same form.
+
+Pure: the same rules in the report, in a calibration and on the device.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import numpy as np
 from edgekit.bundle.manifest import Task
 from edgekit.tensors import Array
 
+RANGE_SLACK = 0.01  # int8 and half-precision probabilities may lie a little outside 0..1
+SUM_SLACK = 0.05  # and a row of them may add up to a little more or less than 1
 CLASSIFICATION, MULTILABEL, OTHER = "classification", "multilabel", "other"
 PROBABILITIES, LOGITS = "probabilities", "logits"
 
@@ -43,3 +48,26 @@ def row_scores(task: Task, outputs: Mapping[str, Array]) -> Array | None:
             values = shifted / shifted.sum(axis=-1, keepdims=True)
     largest: Array = values.max(axis=-1)
     return largest
+
+
+def probability_faults(task: Task, value: Array, local: Array | None) -> list[str]:
+    """Why another model's answer is not of the form of this one's; empty where it is, or where the form is free.
+
+    Args:
+        task: Of the device's model; only classifiers with probabilities set a form.
+        value: The other model's scores (..., classes).
+        local: The device's own; None for none.
+    """
+    if task.kind != CLASSIFICATION or task.scores != PROBABILITIES or value.size == 0:
+        return []
+    values = value.astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
+        return [f"{task.output} has values from {low:.3g} to {high:.3g} where probabilities are due"]
+    if local is not None and local.size and _is_distribution(local) and not _is_distribution(value):
+        return [f"{task.output} has rows that do not add up to 1, as the device's do"]
+    return []
+
+
+def _is_distribution(value: Array) -> bool:
+    return value.ndim > 0 and bool((np.abs(value.astype(np.float64).sum(axis=-1) - 1) < SUM_SLACK).all())

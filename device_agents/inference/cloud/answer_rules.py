@@ -9,10 +9,9 @@ import numpy as np
 
 from device_agents.inference.cloud.failures import CloudInterfaceError, CloudUnusableError
 from edgekit.bundle.manifest import Task
+from edgekit.bundle.scores import probability_faults
 from edgekit.tensors import Array, TensorSpec
 
-RANGE_SLACK = 0.01  # int8 and half-precision probabilities may lie a little outside 0..1
-SUM_SLACK = 0.05  # and a row of them may add up to a little more or less than 1
 _NO_OUTPUTS: Mapping[str, Array] = {}
 
 
@@ -65,8 +64,8 @@ def checked(outputs: Mapping[str, Array], expected: Expected) -> dict[str, Array
         for name, value in kept.items():
             faults += _value_faults(name, value, expected.local.get(name))
     task = expected.task
-    if task.kind == "classification" and task.scores == "probabilities" and task.output in kept and not faults:
-        faults = _probability_faults(task.output, kept[task.output], expected.local.get(task.output))
+    if task.output in kept and not faults:
+        faults = probability_faults(task, kept[task.output], expected.local.get(task.output))
     if faults:
         raise CloudUnusableError("the cloud tier's answer cannot be right: " + "; ".join(faults))
     return kept
@@ -103,19 +102,3 @@ def _value_faults(name: str, value: Array, local: Array | None) -> list[str]:
     if bool(np.isnan(value).any()):
         return [f"{name} has NaN"]
     return [] if local is not None and bool(np.isinf(local).any()) else [f"{name} has infinite values"]
-
-
-def _probability_faults(name: str, value: Array, local: Array | None) -> list[str]:
-    if value.size == 0:
-        return []
-    values = value.astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
-        return [f"{name} has values from {low:.3g} to {high:.3g} where probabilities are due"]
-    if local is not None and local.size and _is_distribution(local) and not _is_distribution(value):
-        return [f"{name} has rows that do not add up to 1, as the device's do"]
-    return []
-
-
-def _is_distribution(value: Array) -> bool:
-    return value.ndim > 0 and bool((np.abs(value.astype(np.float64).sum(axis=-1) - 1) < SUM_SLACK).all())

@@ -49,6 +49,22 @@ class World:
         return float(np.mean(kept & (self.edge.argmax(1) != self.cloud.argmax(1))))
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda cloud: 20 * cloud - 10, "values from -10 to 10 where probabilities are due"),
+        (lambda cloud: cloud * 0.9 + 0.1, "rows that do not add up to 1, as the device's do"),
+        (lambda cloud: cloud.astype(np.float64), "scores is float64, and float32 on the device"),
+    ],
+)
+def test_a_cloud_model_that_devices_would_refuse_gets_no_certificate(change, says: str) -> None:
+    """Logits and sigmoids beside a softmax were certified, and no device took a single answer."""
+    world = World(300, 3)
+    world.cloud = change(world.cloud)
+    with pytest.raises(DataError, match=f"devices would refuse the cloud model's answers: .*{says}"):
+        world.certified(Promise("regret", 0.05, 0.95), world.samples(900, 3))
+
+
 def test_the_promise_holds_where_inputs_have_few_values() -> None:
     """Equal rows in one part made the proof a sample of three fifths of the values: one in six broke its promise."""
     broken = 0
