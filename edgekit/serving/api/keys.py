@@ -200,8 +200,9 @@ class Keys:
         owner = self._permitted(digest, model, now)
         name = owner.name
         day, used = self._today.get(name, (0, 0))
-        if day != int(now // _DAY_SECONDS):
-            day, used = int(now // _DAY_SECONDS), 0
+        today = int(now // _DAY_SECONDS)
+        if today > day or today < day - 1:  # a clock that is set back over midnight, and passes it again, begins no day
+            day, used = today, 0
         if owner.requests_per_day and used >= owner.requests_per_day:
             self._counts[name, "quota"] += 1
             left = (day + 1) * _DAY_SECONDS - now

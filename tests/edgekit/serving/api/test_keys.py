@@ -83,6 +83,19 @@ def test_a_daily_quota_ends_at_midnight() -> None:
     assert keys.counts() == {("south", "requests"): 4, ("south", "quota"): 1}
 
 
+def test_a_clock_that_is_set_back_over_midnight_gives_no_second_quota() -> None:
+    """Each passing of midnight gave a whole quota; a clock that was days ahead does not lock a key out for days."""
+    keys = Keys(parse_keys(FILE))
+    digest = keys.find(C, NOON)
+    midnight = NOON + 43_200
+    for now in (midnight + 1, midnight - 1, midnight + 1):
+        keys.charge(digest, "digits", now, 0.0)
+    for now in (midnight - 1, midnight + 1):
+        with pytest.raises(RateError, match="its 3 requests of today"):
+            keys.charge(digest, "digits", now, 0.0)
+    keys.charge(digest, "digits", midnight - 200_000, 0.0)
+
+
 def test_models_and_expiry_limit_a_key() -> None:
     """Another model is refused and not counted as used; an expired key is as good as none."""
     keys = Keys(parse_keys(FILE))
