@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -89,6 +90,26 @@ def test_grpc_is_served_beside_http_where_it_is_asked_for(registry: Path) -> Non
             assert said == b"\x08\x01"  # field 1, live: true
         finally:
             child.terminate()  # and not killed, which would leave its bundles in the temporary folder
+
+
+def test_handshakes_that_fail_write_nothing(registry: Path) -> None:
+    """gRPC wrote a line for each to stderr: strangers could fill the log."""
+    Pki(registry, names=("server",))
+    options = ("--tls-certificate", "server.pem", "--tls-key", "server.key", "--client-ca", "ca.pem")
+    with command(registry, "big", "--port", "0", "--grpc-port", "0", *options) as child:
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        ports = re.findall(r"127\.0\.0\.1:(\d+)", line)
+        assert len(ports) == 2, line
+        for port in map(int, ports):
+            for data in (b"GET / HTTP/1.1\r\n\r\n", bytes(range(256))):
+                with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+                    client.sendall(data)
+                    assert client.recv(1) == b""
+        child.terminate()
+        _, err = child.communicate(timeout=120)
+    assert "andshake" not in err
+    assert child.returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
