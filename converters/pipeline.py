@@ -115,7 +115,7 @@ def run_plan(
         if plan.recipe is None and prepared.calibration is not None:
             pool.expect(search_macs(prepared.fixed, len(prepared.calibration)) / MACS_PER_SECOND)
         evidence = prepared.evidence
-        levels = _levels(plan, prepared, context, cache_scope, step)
+        levels = _levels(plan, prepared, context, cache_scope, callbacks)
         pruning = _pruning(plan, prepared, context, step)
         route = evaluate_direct_route(plan.recipe, plan.profiles, prepared.source, context, evidence, cache_scope, step)
         child.release()  # the source model is not needed any more
@@ -156,7 +156,11 @@ class _Shared(msgspec.Struct, frozen=True):
 
 
 def _levels(
-    plan: ConversionPlan, prepared: Prepared, context: ConversionContext, cache_scope: CacheScope, step: StepCallback
+    plan: ConversionPlan,
+    prepared: Prepared,
+    context: ConversionContext,
+    cache_scope: CacheScope,
+    callbacks: ConversionCallbacks,
 ) -> Levels | None:
     """The levels of pruning; None where no recipe has any. A recipe's own recovered graph is made here."""
     recipe, evidence = plan.recipe, prepared.evidence
@@ -172,12 +176,13 @@ def _levels(
         or (recipe is not None and bool(recipe.recovery)),
         own=plan.finetune,
         cache_scope=cache_scope,
-        step=step,
+        step=callbacks.step,
+        note=callbacks.note,
     )
     if recipe is None:
         return levels if plan.prune not in ("dead", "none") else None
     if recipe.recovery:
-        with step("recover the graph of the recipe"):
+        with callbacks.step("recover the graph of the recipe"):
             levels.remake(recipe.base)
     return None
 

@@ -40,6 +40,8 @@ def title(recipe: Recipe) -> str:
     if recipe.lossy:
         share = f" to {recipe.share:.0%}" if recipe.share is not msgspec.UNSET else ""
         parts.append(f"pruned{share}")
+        if recipe.own:
+            parts.append("your training loop")
     elif recipe.pruned:
         parts.append("dead channels removed")
     if recipe.direct:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import msgspec
@@ -65,6 +65,7 @@ class Levels:
         own: The user's training loop, ``module:function``; empty without one.
         cache_scope: Levels that earlier runs made of the same inputs.
         step: Called with the name of each step.
+        note: Called with messages for the user.
     """
 
     def __init__(
@@ -78,10 +79,11 @@ class Levels:
         own: str = "",
         cache_scope: CacheScope | None = None,
         step: StepCallback = no_step,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._context = context
         self._cache_scope = cache_scope or CacheScope()
-        self._step = step
+        self._step, self._note = step, note
         self._seed = seed
         self._judged = decision, looked_at
         self._pruner: ChannelPruner | None = None
@@ -236,9 +238,11 @@ class Levels:
             try:
                 result = self.recovery.own(level.base.kept or (), recovered)
                 if result.graph is None:
+                    self._note(_of_no_use(result.steps[-1], level.share))
                     return [msgspec.structs.replace(made, steps=result.steps)]
                 return [made, self._level_of(level, result)]
             except (ConversionError, ParityError) as error:
+                self._note(f"the graph of {level.share:.0%}: {error}")
                 self._context.bases.store_fault(base, ConversionError(str(error)))
                 step = RecoveryStep(OWN, made.divergence, made.divergence, note=str(error))
                 return [made, msgspec.structs.replace(made, base=base, steps=(*recovered.steps, step))]
@@ -301,6 +305,13 @@ class Levels:
             self._cache_scope.put(("base", base), data)
         whole = self._context.graph.parameters
         return PruningLevel(base, share, level.left, made.graph.parameters / whole, made.divergence)
+
+
+def _of_no_use(step: RecoveryStep, share: float) -> str:
+    return (
+        f"the training loop left the graph of {share:.0%} no nearer to the float model on samples that it did not see "
+        f"(divergence {step.after:.3g}, {step.before:.3g} before), so its result is not used"
+    )
 
 
 def channel_report(

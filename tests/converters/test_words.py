@@ -21,6 +21,10 @@ from edgekit.bundle.recipe import Recipe
         (Recipe(precision="int8", equalize=True, correct_bias=True), "int8, channels equalized, biases corrected"),
         (Recipe(precision="float16", route="direct"), "float16, direct route"),
         (Recipe(precision="int8", per_channel=False), "int8, one scale per tensor"),
+        (
+            Recipe(prune="channels", kept=(("a", "0-3"),), share=0.5, recovery=("own",)),
+            "float32, pruned to 50%, your training loop",
+        ),
     ],
 )
 def test_title_says_every_choice(recipe, expected):

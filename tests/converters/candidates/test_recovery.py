@@ -36,20 +36,25 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def failed(folder, tmp_path_factory):
-    """A conversion whose training loop fails."""
-    out = tmp_path_factory.mktemp("failed")
-    [report] = convert(folder / "mobile.onnx", **HOW, data=folder / "data.npz", output=out, finetune=f"{LOOPS}:failing")
-    return report, out / BUNDLE
+    """A conversion whose training loop fails: the report, the bundle, and the notes to the user."""
+    out, notes = tmp_path_factory.mktemp("failed"), []
+    [report] = convert(
+        folder / "mobile.onnx", **HOW, data=folder / "data.npz", output=out, finetune=f"{LOOPS}:failing",
+        on_note=notes.append,
+    )  # fmt: skip
+    return report, out / BUNDLE, notes
 
 
 def test_error_of_the_loop_ends_its_candidates_only(failed):
     """Candidates of the user's loop fail with its message; the others are made, and one is chosen."""
-    report, _ = failed
+    report, _, notes = failed
+    message = f"the training loop {LOOPS}:failing failed: ValueError: no such optimizer: adamm"
+    assert any(note.endswith(f": {message}") for note in notes)
     own = [candidate for candidate in report.candidates if candidate.recipe.own]
     assert own
     for candidate in own:
         assert candidate.verdict == "failed"
-        assert candidate.reason == f"the training loop {LOOPS}:failing failed: ValueError: no such optimizer: adamm"
+        assert candidate.reason == message
         assert "-own-" in candidate.id
     assert report.chosen_candidate.verdict == "chosen"
     assert len(own) < len(report.candidates)
@@ -57,7 +62,7 @@ def test_error_of_the_loop_ends_its_candidates_only(failed):
 
 def test_report_says_what_recovery_did(failed):
     """Each level has its steps with the divergence before and after, and notes; the page shows them."""
-    report, bundle = failed
+    report, bundle, _ = failed
     steps = [step for point in report.channels.curve for step in point.recovery]
     distilled = [step for step in steps if step.step == DISTILLED]
     assert distilled
