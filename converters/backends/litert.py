@@ -36,6 +36,7 @@ from converters.backends.tflite.reader import (
     layer_at,
     match_layers,
     operators_of,
+    parts_of_layers,
     require_types,
     splits_of_fixed_scale,
     unchanged,
@@ -128,8 +129,9 @@ class LiteRTBackend:
             quantizer.update_quantization_recipe(_only(scope), ANY, algorithm_key=AlgorithmName.NO_QUANTIZE)
         ops = weighted_ops(data)
         positions = match_layers(graph, ops)
+        parts = parts_of_layers(graph, ops, set(recipe.float_layers) - set(positions))
         named = (*recipe.float_layers, *recipe.int4_layers)
-        lost = [name for name in named if name not in positions]
+        lost = [name for name in named if name not in positions and name not in parts]
         if lost:
             raise ConversionError(f"layers {', '.join(lost)} have no operator of their own in the LiteRT model")
         merged = sorted(set(recipe.int4_layers) - unchanged(graph, ops, positions))
@@ -139,7 +141,8 @@ class LiteRTBackend:
                 "their rounding to 4 bits",
                 advice="Remove these layers from int4_layers.",
             )
-        float_positions = {positions[name] for name in recipe.float_layers}
+        float_positions = {positions[name] for name in recipe.float_layers if name in positions}
+        float_positions.update(index for indices in parts.values() for index in indices)
         if recipe.precision == WEIGHTS:  # litert-quantizer fails on weights that a float layer shares with another
             shared = {ops[index].content for index in float_positions}
             float_positions |= {index for index, op in enumerate(ops) if op.content in shared}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +33,7 @@ from converters.graph.graph import Graph, attributes, label
 from converters.lowering.advice import advice_for
 from converters.lowering.fusing import with_gelus
 from converters.lowering.registry import LOWERINGS, CannotLowerError
+from converters.lowering.scopes import scope_of
 from converters.lowering.signs import never_negative
 from converters.lowering.values import Value, identity, of
 from converters.lowering.weights import Weights
@@ -88,7 +88,7 @@ def _lowered(node: Any, inputs: list[Value | None], more: dict[str, Any]) -> tup
         raise UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=advice_for(node.op_type))
     options = {**attributes(node), "outputs": len([name for name in node.output if name]), **more}
     try:
-        with tf.name_scope(_scope(label(node))):
+        with tf.name_scope(scope_of(label(node))):
             result = LOWERINGS[node.op_type](inputs, options)
     except CannotLowerError as error:
         raise _cannot(node, str(error)) from error
@@ -105,11 +105,6 @@ def _unchanged(values: Any) -> Any:
 def _cannot(node: Any, why: str, library_text: str = "") -> UnsupportedOpError:
     advice = advice_for(node.op_type, why)
     return UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=advice, library_text=library_text)
-
-
-def _scope(name: str) -> str:
-    """The layer's name in TensorFlow's alphabet, so that tensors of the artifact carry it."""
-    return re.sub(r"[^A-Za-z0-9_./\\-]", "_", name).lstrip("_./\\-") or "layer"
 
 
 def _folded(node: Any, inputs: list[Value | None], opset: int) -> tuple[Value, ...] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from converters.calibration.masks import Step, masked, normalizing
 from converters.graph.graph import Graph, attributes, label
+from converters.lowering.scopes import scope_of
 from edgekit.errors import ConversionError
 from edgekit.tensors import Array
 
@@ -167,6 +168,21 @@ def match_layers(graph: Graph, ops: list[WeightedOp]) -> dict[str, int]:
             matched[name] = position
             left.remove(position)
     return matched
+
+
+def parts_of_layers(graph: Graph, ops: Sequence[WeightedOp], names: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """The indices in `ops` of each of the layers `names` that is in several operators, by the scopes of these.
+
+    Such are the steps of a recurrent layer, and the groups of a transposed convolution.
+    """
+    scopes = {f"{scope_of(label(node))}/": label(node) for node in graph.nodes}
+    found: dict[str, list[int]] = {name: [] for name in names}
+    for index, op in enumerate(ops):
+        known = [scope for scope in scopes if any(part.startswith(scope) for part in op.scope.split(";"))]
+        owner = scopes[max(known, key=len)] if known else ""
+        if owner in found:
+            found[owner].append(index)
+    return {name: tuple(indices) for name, indices in found.items() if indices}
 
 
 def unchanged(graph: Graph, ops: list[WeightedOp], positions: Mapping[str, int]) -> set[str]:

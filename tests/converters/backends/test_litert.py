@@ -317,6 +317,36 @@ def test_one_of_two_layers_with_the_same_weights_can_be_float(precision, child, 
     assert found == (["float16", "float16"] if precision == "int8-weights" else ["int8", "float32"])
 
 
+@pytest.mark.parametrize("precision", KINDS)
+@pytest.mark.parametrize("name", ["many/steps", "groups"])
+def test_layers_of_several_operators_can_stay_float(name, precision, child, tmp_path):
+    """All steps of an unrolled layer, and all groups of a transposed convolution; the dense layer has 8 bits."""
+    rng = np.random.default_rng(4)
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["t", "i", "r"], ["s"], name="many/steps", hidden_size=8, direction="bidirectional"),
+        helper.make_node("Transpose", ["s"], ["a"], perm=[2, 1, 3, 0]),
+        helper.make_node("Reshape", ["a", "image"], ["b"]),
+        helper.make_node("ConvTranspose", ["b", "k"], ["c"], name="groups", group=2, strides=[2, 2]),
+        helper.make_node("GlobalAveragePool", ["c"], ["d"]),
+        helper.make_node("Flatten", ["d"], ["e"]),
+        helper.make_node("MatMul", ["e", "w"], ["y"], name="dense"),
+    ]
+    shapes = {"i": (2, 32, 6), "r": (2, 32, 8), "k": (16, 16, 2, 2), "w": (32, 16)}
+    weights = {name: rng.normal(0, 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["image"] = np.array([-1, 16, 2, 2])
+    graph = Graph(models.model_of(nodes, {"x": ["n", 4, 6]}, {"y": ["n", 16]}, weights))
+    samples = Samples({"x": rng.normal(0, 1, (60, 4, 6)).astype(np.float32)})
+    backend = LiteRTBackend(ConversionContext(graph, graph.with_batch(1), samples, child, tmp_path))
+    ops = weighted_ops(backend.build(Recipe(precision, float_layers=(name,))).data)
+    groups = {op.dtype for op in ops if op.operator == "TRANSPOSE_CONV"}
+    steps = {op.dtype for op in ops[:-1] if op.operator != "TRANSPOSE_CONV"}
+    kept, others = (groups, steps) if name == "groups" else (steps, groups)
+    assert kept <= {"float16", "float32"}
+    assert others == {"int8"}
+    assert ops[-1].dtype == "int8"
+
+
 def test_output_without_a_batch_is_refused_by_name(child, tmp_path):
     """Rows of a batch run one at a time, and nothing says how to join a constant of each run."""
     nodes = [helper.make_node("Relu", ["x"], ["y"], name="relu"), helper.make_node("Identity", ["c"], ["z"], name="c")]
