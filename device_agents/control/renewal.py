@@ -17,7 +17,7 @@ from device_agents.control.events import EventSender
 from device_agents.control.renewal_rules import is_aged, is_due, rest_seconds
 from device_agents.control.requests import RequestClient
 from device_agents.threads import in_thread
-from edgekit.errors import DataError, DiskError, EdgekitError
+from edgekit.errors import DataError, DiskError, EdgekitError, UnavailableError
 from edgekit.identity.authority import expiry_of, generate_tls_key, make_request, private_pem
 from edgekit.mqtt.joining_messages import CertificateRequest
 from edgekit.protocols import Clock
@@ -25,7 +25,7 @@ from edgekit.trust.envelopes import seal
 
 log = logging.getLogger(__name__)
 
-CHECK_SECONDS = 3600.0
+CHECK_SECONDS, RETRY_SECONDS = 3600.0, 300.0
 NEW_SUFFIX = ".new"
 _PAIR = msgspec.msgpack.Decoder(tuple[bytes, bytes])
 
@@ -76,18 +76,21 @@ class CertificateRenewal:
         self._rests_until = float("-inf")  # monotonic seconds
 
     async def run(self) -> None:
-        """Look at the certificate at an interval, until cancelled."""
+        """Look at the certificate at an interval, until cancelled. Without a broker or a controller, try again soon."""
         while True:
+            wait = self._parts.check_seconds
             try:
                 if await in_thread(self._due):
                     await self._renew()
                     self._failed = ""
             except EdgekitError as error:
                 log.warning("the certificate was not renewed, the old one stays: %s", error)
+                if isinstance(error, UnavailableError):
+                    wait = min(wait, RETRY_SECONDS)
                 if self._failed != type(error).__name__:  # once for each kind, until it succeeds
                     self._failed = type(error).__name__
                     self._events.send("certificate-not-renewed", "", self._failed, str(error))
-            await asyncio.sleep(self._parts.check_seconds)
+            await asyncio.sleep(wait)
 
     def _due(self) -> bool:
         if self._clock.monotonic() < self._rests_until:

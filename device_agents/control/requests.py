@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 METADATA_TIMEOUT_SECONDS = 5.0
 METADATA_ATTEMPTS = 3
 CERTIFICATE_SECONDS = 20.0
+CONNECT_SECONDS = 120.0
 MAX_PARTS = 128
 
 Receive = Callable[[messages.Answer | None], None]
@@ -174,7 +175,7 @@ class RequestClient:
         raise UnavailableError(f"no controller answered the request for {name} ({METADATA_ATTEMPTS} attempts)")
 
     async def certificate(self, sign: Callable[[str], bytes]) -> bytes:
-        """The data of the answer to a request for a certificate.
+        """The data of the answer to a request for a certificate; waits CONNECT_SECONDS for a connection to the broker.
 
         Args:
             sign: Makes the signed request for a request id.
@@ -184,6 +185,7 @@ class RequestClient:
             UnavailableError: no controller answered.
             TransportError: the agent is stopping, or the request cannot be sent.
         """
+        await self._transport.wait_connected(CONNECT_SECONDS)  # an agent that starts asks before it is connected
         queue: asyncio.Queue[messages.Answer | None] = asyncio.Queue()
         pending = PendingRequest(self, queue.put_nowait)
         with contextlib.closing(pending):

@@ -1,5 +1,6 @@
 """Certificates by the running service: renewal and joining of devices that are revoked or in quarantine; the watch."""
 
+import asyncio
 import contextlib
 import time
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from device_agents.control.joining import join_fleet
+from device_agents.control.requests import RequestClient
 from edgekit.controller.certificates import CertificateWatch
 from edgekit.controller.clocks import DeviceClocks
 from edgekit.controller.joins import JoinService
@@ -56,6 +58,25 @@ async def renewed(side, device):
     await device.transport.publish(topic, seal(request, device.signer), qos=1)
     await side.until(lambda: device.answers)
     return decode(device.answers[0], Answer)
+
+
+async def test_an_agent_that_starts_asks_when_it_has_connected(tmp_path):
+    """A certificate that is due is looked at before there is a connection; the request must not wait for an hour."""
+    async with ControlSide(tmp_path) as side, joins(side):
+        device = await side.device("pi-1")
+        transport = MemoryTransport(side.broker, "late")
+        requests = RequestClient(transport, fleet=FLEET, device="pi-1")
+        await requests.start()
+        csr = make_request(generate_tls_key(), "pi-1")
+
+        def sign(request_id):
+            return seal(CertificateRequest(request_id, "pi-1", FLEET, csr), device.signer)
+
+        asked = asyncio.create_task(requests.certificate(sign))
+        await asyncio.sleep(0.05)
+        await connect(transport)
+        assert await asyncio.wait_for(asked, 30)
+        await transport.stop()
 
 
 async def test_a_controller_whose_clock_is_wrong_signs_no_certificate(tmp_path):
