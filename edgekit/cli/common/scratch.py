@@ -24,7 +24,7 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
         prefix: Begin of the folder's name.
     """
     _remove_abandoned(prefix)
-    with TemporaryDirectory(prefix=prefix) as name:
+    with TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:

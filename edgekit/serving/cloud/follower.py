@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgekit.bundle.manifest import Manifest
+from edgekit.daemon_threads import in_daemon_thread
 from edgekit.errors import EdgekitError, NotFoundError, UnavailableError
 from edgekit.registry.catalogue import CatalogueEntry
 from edgekit.serving.cloud.loaded import LoadedVersion
@@ -81,7 +82,7 @@ class Follower:
             NotFoundError: a named model has no bundle to serve, or none is there.
             EdgekitError: the main version of a named model, or of all models, cannot be fetched or loaded.
         """
-        rows = await asyncio.to_thread(self._bundles.rows)
+        rows = await in_daemon_thread(self._bundles.rows)
         names = self._wanted(rows)
         if not names:
             raise NotFoundError(f"the registry has no model for {self._target!r}", advice="See: edgekit registry list")
@@ -112,7 +113,7 @@ class Follower:
     async def update(self) -> None:
         """Look for changes once. Failures are told and change nothing."""
         try:
-            rows = await asyncio.to_thread(self._bundles.rows)
+            rows = await in_daemon_thread(self._bundles.rows)
         except EdgekitError as error:
             self._fail("", f"the registry cannot be followed: {error}")
             return
@@ -190,7 +191,7 @@ class Follower:
         if left > 0 and not is_first:
             raise UnavailableError(self._told.get(row.name, f"{row.name} {row.version} failed to load before"))
         try:
-            manifest, folder = await asyncio.to_thread(self._bundles.fetch, row)
+            manifest, folder = await in_daemon_thread(self._bundles.fetch, row)
             with contextlib.ExitStack() as on_error:
                 remove = on_error.callback(functools.partial(shutil.rmtree, folder, ignore_errors=True))
                 loaded = await LoadedVersion.open(manifest, folder, self._load, options)

@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,19 @@ def test_grpc_is_served_beside_http_where_it_is_asked_for(registry: Path) -> Non
             assert said == b"\x08\x01"  # field 1, live: true
         finally:
             child.terminate()  # and not killed, which would leave its bundles in the temporary folder
+
+
+def test_a_registry_that_does_not_answer_does_not_keep_the_tier_from_stopping(registry: Path) -> None:
+    """Its thread waits for the store, and the process waited for the thread."""
+    with running(registry, "big", "--port", "0") as (child, _):
+        timestamp = registry / "registry" / "metadata" / "timestamp.json"
+        timestamp.unlink()
+        os.mkfifo(timestamp)  # whoever opens it waits
+        child.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        child.terminate()
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 0, err
 
 
 def test_handshakes_that_fail_write_nothing(registry: Path) -> None:
