@@ -32,6 +32,7 @@ from converters.machine import return_memory
 from converters.noise import Noise
 from converters.plan import ConversionPlan
 from converters.progress import StepCallback
+from converters.quality.baseline import baseline_note
 from converters.quality.judging import JudgedOutput, Stratum, classes_of, groups_of
 from converters.quality.metrics import ACCURACY, AUC, score
 from converters.quality.parity import Parity
@@ -135,6 +136,7 @@ def prepare(plan: ConversionPlan, child: TensorFlowProcess, step: StepCallback) 
             *drawn.notes,
             *repeats,
             *_constant_notes(evidence, split),
+            *_baseline_notes(evidence),
             *hard_notes(split.proof if split else None, test),
             *_state_notes(source.graph, split),
         ),
@@ -162,6 +164,15 @@ def _constant_notes(evidence: Evidence, split: Split | None) -> list[str]:
         for name, answers in evidence.choice_answers.items()
         if split is not None and answers.dtype.kind == "f" and is_constant(answers)
     ]
+
+
+def _baseline_notes(evidence: Evidence) -> list[str]:
+    if not evidence.judged:
+        return []
+    first = evidence.judged[0]
+    labels = evidence.proof.labels_of(first.name)
+    note = baseline_note(first.metric.name, labels, _float_value(evidence, first).value)
+    return [note] if note else []
 
 
 def _state_notes(graph: Graph, split: Split | None) -> list[str]:

@@ -268,6 +268,23 @@ def test_without_data_only_float_is_made_and_it_says_so(onnx_folder, tmp_path):
     assert "No samples were given" in (tmp_path / "model-1.0.0-jetson-orin" / "report.html").read_text()
 
 
+def test_labels_that_do_not_fit_are_named(onnx_folder, tmp_path):
+    """Of a model that is right less often than its most frequent label, no drop proves anything."""
+    from converters.graph.graph import Graph
+
+    arrays = dict(np.load(onnx_folder / "data.npz"))
+    answers = Graph(onnx.load(onnx_folder / "model.onnx")).run(
+        {"image": next(v for k, v in arrays.items() if k != "y")}
+    )
+    [scores] = answers.values()
+    np.savez(tmp_path / "wrong.npz", **{**arrays, "y": (scores.argmax(1) + 1) % scores.shape[1]})
+    notes = []
+    options = {"targets": ["jetson-orin"], "output": tmp_path / "out", "prune": "none"}
+    [report] = convert(onnx_folder / "model.onnx", data=tmp_path / "wrong.npz", on_note=notes.append, **options)
+    assert any("the float model is right on 0% of the proof samples" in note for note in notes)
+    assert any("--metric agreement" in note for note in report.notes)
+
+
 def test_no_candidate_within_budget_writes_nothing(onnx_folder, tmp_path):
     """Where no candidate meets a limit, the error names the nearest one and the output folder is not made."""
     with pytest.raises(RefusedError, match="nearest is"):
