@@ -233,7 +233,10 @@ def wrapped_errors() -> Iterator[None]:
     try:
         yield
     except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
-        raise UnavailableError(f"the database did not answer: {driver_text(error)}") from error
+        raise UnavailableError(
+            f"the database did not answer: {driver_text(error)}",
+            advice="See that it runs and that its disk has space. Controllers and devices go on by themselves then.",
+        ) from error
     except (sa.exc.DataError, sa.exc.IntegrityError, OverflowError) as error:
         # A number that is no number, or too large: nothing of the transaction was stored.
         raise DataError(f"the database refuses a value: {driver_text(error)}") from error

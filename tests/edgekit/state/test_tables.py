@@ -20,6 +20,7 @@ from edgekit.rollout.cohort import Cohort, Device
 from edgekit.rollout.plan import RolloutPlan, Wave
 from edgekit.rollout.values import Aborted, DeviceState, Paused, Resumed, RolloutState
 from edgekit.state import Work, open_fleet_state
+from edgekit.state._sql import wrapped_errors
 from edgekit.state.fleet.report_writer import check_report
 from edgekit.state.rollout.assignments import assign
 from edgekit.state.tables import MIGRATIONS, metadata, migration_config, open_database
@@ -540,3 +541,10 @@ def test_a_look_finds_the_work_of_a_round(state):
     state.commands.sent_all([state.commands.get("a", number)])
     assert not state.work.look(9.0, 10.0).commands
     assert state.work.look(30.0, 10.0).commands  # it is late
+
+
+def test_a_database_that_does_not_answer_is_an_error_with_advice():
+    """Full disks and stopped servers look alike here; people need to know that nothing else must be done."""
+    with pytest.raises(UnavailableError, match="disk is full") as caught, wrapped_errors():
+        raise sa.exc.OperationalError("INSERT", {}, Exception("database or disk is full"))
+    assert "go on by themselves" in caught.value.advice
