@@ -31,7 +31,7 @@ import converters.lowering.operators.trigonometry  # noqa: F401 - importing thes
 from converters.foreign_text import SHOWN, plain_text
 from converters.graph.graph import Graph, attributes, label
 from converters.lowering.advice import advice_for
-from converters.lowering.fusing import with_gelus
+from converters.lowering.fusing import with_gelus, with_sigmoids
 from converters.lowering.registry import LOWERINGS, CannotLowerError
 from converters.lowering.scopes import scope_of
 from converters.lowering.signs import never_negative
@@ -65,7 +65,7 @@ def execute(
     values.update({name: Value(tensor, identity(len(tensor.shape)), True) for name, tensor in (trained or {}).items()})
     positive = never_negative(graph)
     read = {name for node in graph.nodes for name in node.input if name} | {spec.name for spec in graph.outputs}
-    for node in with_gelus(graph):
+    for node in with_sigmoids(graph, with_gelus(graph)):
         if node.op_type == "Constant":
             continue
         inputs = [values[name] if name else None for name in node.input]

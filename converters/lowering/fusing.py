@@ -36,6 +36,47 @@ def with_gelus(graph: Graph) -> list[Any]:
     return nodes
 
 
+def with_sigmoids(graph: Graph, nodes: list[Any]) -> list[Any]:
+    """`nodes`, with x / (1 + exp(t)) written as x times a Sigmoid, which has a scale of its own in 8 bits.
+
+    In 8 bits the quotient divides by numbers that are 0, and accelerators have neither Exp nor Div.
+    """
+    makers = {name: node for node in nodes for name in node.output}
+    outputs = {value.name for value in graph.model.graph.output}
+
+    def made_by(kind: str, name: str) -> Any:
+        """The node of this kind that makes the tensor, where nothing else reads it."""
+        node = makers.get(name)
+        alone = len(graph.consumers(name)) == 1 and name not in outputs
+        return node if node is not None and node.op_type == kind and alone else None
+
+    def is_one(name: str) -> bool:
+        value = graph.constants.get(name)
+        return value is not None and value.size == 1 and value.dtype == np.float32 and float(value.ravel()[0]) == 1.0
+
+    new: dict[str, list[Any]] = {}
+    gone: set[str] = set()
+    for node in nodes:
+        if node.op_type not in ("Reciprocal", "Div"):
+            continue
+        total = made_by("Add", node.input[-1])
+        pairs = (total.input, total.input[::-1]) if total is not None else ()
+        power = next((e for name, one in pairs if is_one(one) and (e := made_by("Exp", name)) is not None), None)
+        if power is None:
+            continue
+        [result], name = node.output, label(node)
+        plain = node.op_type == "Reciprocal" or is_one(node.input[0])
+        minus, share = f"{result}/minus", result if plain else f"{result}/share"
+        new[result] = [
+            helper.make_node("Neg", [power.input[0]], [minus], name=f"{name}/minus"),
+            helper.make_node("Sigmoid", [minus], [share], name=name if plain else f"{name}/share"),
+            *([] if plain else [helper.make_node("Mul", [node.input[0], share], [result], name=name)]),
+        ]
+        gone.update((total.output[0], power.output[0]))
+    kept = [node for node in nodes if node.output[0] not in gone]
+    return [one for node in kept for one in new.get(node.output[0], [node])]
+
+
 def _group(graph: Graph, core: Any, outputs: set[str]) -> tuple[list[Any], str, str, bool] | None:
     """The nodes of one gelu around `core`, its input, its output, and True for the exact (erf) form."""
     makers = {name: node for node in graph.nodes for name in node.output}

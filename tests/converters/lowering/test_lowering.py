@@ -76,6 +76,21 @@ def test_a_channel_shuffle_moves_the_channels_only(child, tmp_path):
     assert not faults((tmp_path / "m.tflite").read_bytes(), accelerators()["edgetpu"], quantized=False)
 
 
+def test_a_sigmoid_written_as_a_quotient_is_one_operator(child, tmp_path):
+    """Accelerators have no exponential and no division, and in 8 bits the divisor can be 0."""
+    nodes = [
+        node("Mul", ("x", "k"), "m"),
+        node("Exp", ("m",), "e"),
+        node("Add", ("one", "e"), "a"),
+        node("Reciprocal", ("a",), "y"),
+    ]
+    constants = {"k": np.float32(-50.0), "one": np.float32(1.0)}
+    model = models.model_of(nodes, {"x": ["batch", 9]}, {"y": ["batch", 9]}, constants)
+    _, _, operators = lowered(child, tmp_path, model)
+    assert "LOGISTIC" in operators
+    assert not {"EXP", "DIV"} & set(operators)
+
+
 def test_use_of_an_operator_that_cannot_be_lowered_says_why(child, tmp_path):
     """An unsupported use of a known operator gives the layer, and the reason as advice."""
     nodes = [node("ScatterND", ("x", "i", "u"), reduction="mul")]
