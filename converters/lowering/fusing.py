@@ -66,13 +66,15 @@ def with_sigmoids(graph: Graph, nodes: list[Any]) -> list[Any]:
             continue
         [result], name = node.output, label(node)
         plain = node.op_type == "Reciprocal" or is_one(node.input[0])
-        minus, share = f"{result}/minus", result if plain else f"{result}/share"
+        turned = made_by("Neg", power.input[0])  # of exp(-x): the Sigmoid reads x
+        minus = f"{result}/minus" if turned is None else turned.input[0]
+        share = result if plain else f"{result}/share"
         new[result] = [
-            helper.make_node("Neg", [power.input[0]], [minus], name=f"{name}/minus"),
+            *([helper.make_node("Neg", [power.input[0]], [minus], name=f"{name}/minus")] if turned is None else []),
             helper.make_node("Sigmoid", [minus], [share], name=name if plain else f"{name}/share"),
             *([] if plain else [helper.make_node("Mul", [node.input[0], share], [result], name=name)]),
         ]
-        gone.update((total.output[0], power.output[0]))
+        gone.update((total.output[0], power.output[0], *([turned.output[0]] if turned is not None else [])))
     kept = [node for node in nodes if node.output[0] not in gone]
     return [one for node in kept for one in new.get(node.output[0], [node])]
 
