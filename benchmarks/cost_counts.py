@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.cost_fit import COUNTS, LAYERS_ONLY, RUN_OF_ONNX_RUNTIME, Counted
+from benchmarks.cost_fit import COUNTS, LAYERS_ONLY, RUN_OF_ONNX_RUNTIME, Counted, load
 from converters.backends import ConversionContext, four_bit_default
 from converters.backends.litert import LiteRTBackend
 from converters.backends.onnx_cpu import OnnxCpuBackend
@@ -126,7 +126,10 @@ def random_inputs(path: Path, runtime: str) -> dict[str, Array]:
 
 
 def collect(folder: Path) -> None:
-    """Join the counts of all cores with the operators of each file, and write `COUNTS`."""
+    """Join the counts of all cores with the operators of each file, and write `COUNTS`.
+
+    Earlier counts stay where the folder has none of that core, and of that file or one with the same operators.
+    """
     found: dict[str, Counted] = {}
     for path in sorted(folder.glob("counts-*.jsonl")):
         core = path.stem.removeprefix("counts-")
@@ -140,7 +143,13 @@ def collect(folder: Path) -> None:
             layers = [msgspec.convert(layer, Layer) for layer in line["layers"]]
             one.totals[core] = round(line["instructions"])
             one.layers[core] = of_litert(one, layers) if one.runtime == LITERT else of_onnx(one, layers)
-    kept = [msgspec.json.encode(one) for one in found.values() if one.operations]
+    for before in load() if COUNTS.exists() else ():
+        one = found.setdefault(before.file, before)
+        if one.operations == before.operations:
+            for core, total in before.totals.items():
+                one.totals.setdefault(core, total)
+                one.layers.setdefault(core, before.layers[core])
+    kept = [msgspec.json.encode(found[name]) for name in sorted(found) if found[name].operations]
     COUNTS.write_bytes(b"[\n" + b",\n".join(kept) + b"\n]\n")
 
 

@@ -3,7 +3,8 @@
 ``benchmarks/results/cost_counts.json`` has the operators of each file with their counts by layer and in total, on each
 core; `benchmarks/cost_counts.py` made it. Each kind of operator is fitted to its layers by least absolute errors,
 relative to the layer or to a hundredth of its file. What no layer shows (copies, slices, conversions between them) is
-fitted to the totals. A file is judged by a fit without all files of its network.
+fitted to the totals; for ONNX Runtime also what a call of each kind costs. A file is judged by a fit without all
+files of its network.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ LAYERS_ONLY = "micro-"  # networks of many layers of one kind beside each other;
 RUN_OF_ONNX_RUNTIME = 14_000.0  # instructions of an empty run, besides its nodes
 BLOCKS: tuple[Block, ...] = tuple(itertools.product((1, 2, 3, 4, 6, 8), (4, 8, 16, 32), (1, 2, 4, 8)))
 UNKNOWN = {LITERT: (300.0, 1.0, 0.5), "onnxruntime": (5000.0, 1.0, 1.0)}
-CORES = ("cortex-a72", "cortex-a76")  # too few networks were counted on the Cortex-A53 to judge a fit
+CORES = ("cortex-a53", "cortex-a72", "cortex-a76")
 SMALL_SHARE = 0.01
 ROUNDS = 6  # of reweighting towards least absolute errors
+TYPICAL = 0.3  # share of the usual count of an operator's size below which its own count does not set its weight
+CALL = 2000.0  # instructions of a call, about
+CALLS_PRIOR = 0.03  # weight of what the layers show of calls, beside the totals
+CALL_OF_PRODUCTS = 10  # place of the term of a call in `product_terms`
 PRIOR = 0.02  # weight of UNKNOWN beside the files, for kinds that no layer shows
 
 
@@ -91,14 +96,13 @@ class Fitter:
                 block = self._blocks.get(kind, (1, 1, 1))
                 kinds[kind] = Kind(tuple(_robust(_terms([row[1] for row in kept], block), kept)), block)
         fit = Fit(RUN_OF_ONNX_RUNTIME if self._runtime != LITERT else 0.0, kinds, UNKNOWN[self._runtime])
-        return self._with_rest(fit, [one for one in self.files if one.network != without])
+        files = [one for one in self.files if one.network != without and not one.network.startswith(LAYERS_ONLY)]
+        return self._with_rest(fit, files) if self._runtime == LITERT else self._with_calls(fit, files)
 
     def _with_rest(self, fit: Fit, files: Sequence[Counted]) -> Fit:
         """The fit with the kinds that no layer shows, from what the totals have beyond the layers."""
-        judged = [one for one in files if not one.network.startswith(LAYERS_ONLY)]
+        judged = files
         hidden = sorted({o.kind for one in judged for o in one.operations if o.kind not in fit.kinds})
-        if self._runtime != LITERT or not judged:
-            return fit
         place = {kind: 1 + 3 * i for i, kind in enumerate(hidden)}
         terms, rest = np.zeros((len(judged), 1 + 3 * len(hidden))), np.zeros(len(judged))
         terms[:, 0] = 1.0
@@ -120,6 +124,39 @@ class Fitter:
         kinds = {**fit.kinds, **{kind: Kind(tuple(map(float, found[at : at + 3]))) for kind, at in place.items()}}
         return msgspec.structs.replace(fit, base=float(found[0]), kinds=kinds)
 
+    def _with_calls(self, fit: Fit, files: Sequence[Counted]) -> Fit:
+        """The fit with the work of a run and of a call of each kind from the totals.
+
+        ONNX Runtime's profile has its own work in each node's time, which differs by thousands of instructions and is
+        taken off evenly. So the layers show how the work grows with the sizes, and the totals what a call costs.
+        """
+        names = sorted(fit.kinds)
+        place = {name: at for at, name in enumerate(names, 1)}
+        totals = np.array([one.totals[self._core] for one in files])
+        calls, rest = np.zeros((len(files), 1 + len(names))), totals.copy()
+        calls[:, 0] = 1.0
+        for row, one in enumerate(files):
+            rest[row] += fit.base - instructions(fit, one.operations)
+            for operation in one.operations:
+                if operation.kind in place:
+                    calls[row, place[operation.kind]] += 1.0
+                    rest[row] += fit.kinds[operation.kind].factors[_call(operation.kind)]
+        before = np.array([fit.base, *(fit.kinds[name].factors[_call(name)] for name in names)])
+        error, found = np.full(len(files), 1.0), before
+        for _ in range(ROUNDS):
+            share = 1.0 / totals / np.sqrt(np.maximum(error, 0.01))
+            system = np.vstack([calls * share[:, None], np.diag(CALLS_PRIOR / np.maximum(before, CALL))])
+            found = _non_negative(
+                system, np.concatenate([rest * share, CALLS_PRIOR * before / np.maximum(before, CALL)])
+            )
+            error = np.abs(calls @ found - rest) / totals
+        kinds = {}
+        for name in names:
+            kind, at = fit.kinds[name], _call(name)
+            factors = (*kind.factors[:at], float(f"{found[place[name]]:.5g}"), *kind.factors[at + 1 :])
+            kinds[name] = msgspec.structs.replace(kind, factors=factors)
+        return msgspec.structs.replace(fit, base=float(f"{found[0]:.5g}"), kinds=kinds)
+
     def errors(self) -> dict[str, float]:
         """The error of each file as a share of its count, each with all files of its network left out of the fit."""
         found = {}
@@ -129,6 +166,11 @@ class Fitter:
                 if one.network == network:
                     found[one.file] = instructions(fit, one.operations) / one.totals[self._core] - 1.0
         return found
+
+
+def _call(kind: str) -> int:
+    """The place of the factor of a call among the factors of a kind."""
+    return CALL_OF_PRODUCTS if is_product(kind) else 0
 
 
 def _terms(operations: Sequence[Operation], block: Block) -> Any:
@@ -151,7 +193,10 @@ def _robust(terms: Any, rows: Sequence[tuple[str, Operation, float, float]]) -> 
     """Non-negative factors with least absolute errors, relative to a layer or to a hundredth of its file."""
     counts, totals = np.array([row[2] for row in rows]), np.array([row[3] for row in rows])
     weight = np.array([0.15 if row[0].startswith(LAYERS_ONLY) else 1.0 for row in rows])
-    scale = np.maximum(counts, SMALL_SHARE * np.minimum(totals, 50 * counts.mean()))
+    # An operator that took far less than others of its size, in a kernel of its own, must not pull the fit to it.
+    sizes = np.array([_size(row[1]) for row in rows])
+    usual = TYPICAL * np.median(counts / sizes) * sizes
+    scale = np.maximum(np.maximum(counts, usual), SMALL_SHARE * np.minimum(totals, 50 * counts.mean()))
     error = np.ones(len(rows))
     found = np.zeros(terms.shape[1])
     for _ in range(ROUNDS):
@@ -159,6 +204,13 @@ def _robust(terms: Any, rows: Sequence[tuple[str, Operation, float, float]]) -> 
         found = _non_negative(terms * share[:, None], counts * share)
         error = np.abs(terms @ found - counts) / scale
     return [float(f"{one:.5g}") for one in found]
+
+
+def _size(one: Operation) -> float:
+    """Multiplications, or elements that are written and read."""
+    if is_product(one.kind):
+        return float(max(one.rows * one.columns * one.depth * one.taps * one.products, 1))
+    return float(max(one.columns + one.depth, 1))
 
 
 def _non_negative(system: Any, values: Any) -> Any:

@@ -1,6 +1,6 @@
 """Networks whose files' instructions are counted, in Keras: small ones of the usual kinds, with random weights.
 
-`python -m benchmarks.cost_networks FOLDER` writes ``NAME.keras`` for each into FOLDER.
+`python -m benchmarks.cost_networks FOLDER [NAME ...]` writes ``NAME.keras`` for each into FOLDER.
 """
 
 from __future__ import annotations
@@ -361,6 +361,92 @@ def leaky() -> Any:
     return Model(first, layers.Dense(1, activation="tanh")(layers.Flatten()(x)))
 
 
+def generator() -> Any:
+    """A generator of transposed convolutions over a dense layer, for images of 16x16."""
+    from keras import Input, Model, layers
+
+    first = Input((24,))
+    x = layers.Reshape((4, 4, 16))(layers.Dense(256, activation="relu")(first))
+    x = layers.Conv2DTranspose(12, 4, strides=2, padding="same", activation="relu")(x)
+    x = layers.Conv2DTranspose(8, 4, strides=2, padding="same", activation="relu")(x)
+    return Model(first, layers.Conv2D(3, 3, padding="same", activation="sigmoid")(x))
+
+
+def pyramid() -> Any:
+    """A feature pyramid that adds nearest-neighbour upsampled maps on two levels, for 48x48 images."""
+    from keras import Input, Model, layers
+
+    x = first = Input((48, 48, 3))
+    levels = []
+    for filters in (8, 16, 32):
+        x = _conv(x, filters, 3, 2)
+        levels.append(layers.Conv2D(24, 1)(x))
+    top = levels[2]
+    for level in (levels[1], levels[0]):
+        top = layers.Add()([layers.UpSampling2D()(top), level])
+    return Model(first, layers.Conv2D(4, 1, activation="sigmoid")(_conv(top, 24)))
+
+
+def causal() -> Any:
+    """Gated causal convolutions of growing dilation, as in WaveNet, for 96 steps."""
+    from keras import Input, Model, layers
+
+    first = Input((96, 6))
+    x = layers.Conv1D(16, 1)(first)
+    for dilation in (1, 2, 4, 8):
+        gate = layers.Conv1D(16, 2, dilation_rate=dilation, padding="causal", activation="sigmoid")(x)
+        value = layers.Conv1D(16, 2, dilation_rate=dilation, padding="causal", activation="tanh")(x)
+        x = x + layers.Conv1D(16, 1)(layers.Multiply()([gate, value]))
+    return Model(first, layers.Dense(5)(layers.GlobalAveragePooling1D()(x)))
+
+
+def swish() -> Any:
+    """Separable blocks with squeeze-and-excitation and swish, for 64x64 images."""
+    from keras import Input, Model, layers
+
+    x = first = Input((64, 64, 1))
+    x = _conv(x, 12, 3, 2, "silu")
+    for filters, stride, size in ((20, 2, 3), (20, 1, 3), (36, 2, 5)):
+        seen = x
+        x = layers.DepthwiseConv2D(size, strides=stride, padding="same", activation="silu")(x)
+        scale = _conv(layers.GlobalAveragePooling2D(keepdims=True)(x), 6, 1, activation="silu")
+        x = layers.Multiply()([x, _conv(scale, x.shape[-1], 1, activation="sigmoid")])
+        x = layers.Conv2D(filters, 1)(x)
+        x = layers.Add()([x, seen]) if seen.shape == x.shape else x
+    return Model(first, _head(x, 8))
+
+
+def denoiser() -> Any:
+    """A convolutional autoencoder whose last transposed convolution makes one channel, for 24x24 images."""
+    from keras import Input, Model, layers
+
+    first = Input((24, 24, 1))
+    x = _conv(_conv(first, 12, 3, 2), 24, 3, 2)
+    x = layers.Conv2DTranspose(12, 3, strides=2, padding="same", activation="relu")(x)
+    return Model(first, layers.Conv2DTranspose(1, 3, strides=2, padding="same", activation="sigmoid")(x))
+
+
+def sound_gru() -> Any:
+    """One-dimensional convolutions, then a GRU, for 120 samples of 6 channels."""
+    from keras import Input, Model, layers
+
+    x = first = Input((120, 6))
+    for filters in (12, 20):
+        x = layers.Conv1D(filters, 5, strides=3, padding="same", activation="relu")(x)
+    return Model(first, layers.Dense(3, activation="softmax")(layers.GRU(20)(x)))
+
+
+def decoder() -> Any:
+    """A causal transformer decoder of one block over 20 vectors of 48 values."""
+    from keras import Input, Model, layers
+
+    x = first = Input((20, 48))
+    y = layers.LayerNormalization()(x)
+    x = x + layers.MultiHeadAttention(4, 12)(y, y, use_causal_mask=True)
+    y = layers.Dense(96, activation="gelu")(layers.LayerNormalization()(x))
+    return Model(first, layers.Dense(40)(layers.LayerNormalization()(x + layers.Dense(48)(y))))
+
+
 NETWORKS: dict[str, Callable[[], Any]] = {
     "mlp-tiny": mlp(16, 32, 16, last=4),
     "mlp-small": mlp(64, 128, 64, last=10),
@@ -395,6 +481,20 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "siamese": siamese,
     "sound-events": sound_events,
     "leaky": leaky,
+    "policy": mlp(12, 64, 64, 32, last=3, activation="tanh"),
+    "mlp-least": mlp(6, 24, last=2),
+    "mlp-deep": mlp(100, 64, 64, 64, 64, last=20),
+    "gru-small": recurrent("GRU", 24, 8, 16),
+    "gru-both": recurrent("GRU", 8, 12, 20, both=True),
+    "lstm-long": recurrent("LSTM", 30, 6, 20),
+    "generator": generator,
+    "pyramid": pyramid,
+    "causal": causal,
+    "swish": swish,
+    "sound-gru": sound_gru,
+    "decoder": decoder,
+    "denoiser": denoiser,
+    "encoder-long": encoder(32, 32, 4, 1),
 }
 
 
@@ -403,9 +503,9 @@ def main() -> None:
     import keras
 
     folder = Path(sys.argv[1])
-    for name, build in NETWORKS.items():
+    for name in sys.argv[2:] or NETWORKS:
         keras.utils.set_random_seed(SEED)
-        build().save(folder / f"{name}.keras")
+        NETWORKS[name]().save(folder / f"{name}.keras")
 
 
 if __name__ == "__main__":

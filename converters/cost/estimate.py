@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from converters.cost.operations.operation import is_partial
 from converters.cost.overhead import NONE, Overhead
 from converters.graph.graph import Graph, attributes, label
 from edgekit.bundle.manifest import Cost
@@ -147,11 +148,6 @@ def median_error(profile: TargetProfile, runtime: str, recipe: Recipe) -> float 
     if profile.speed or profile.arch == "x86_64" or runtime != LITERT:
         return None
     return FOUR_BIT_ERROR if recipe.int4_layers else MEDIAN_ERRORS.get(recipe.precision, MEDIAN_ERRORS["float32"])
-
-
-def is_partial(outputs: int) -> bool:
-    """True for numbers of outputs for which XNNPACK computes a float product in other, slower kernels than for 8."""
-    return 0 < outputs % 8 < 7
 
 
 def computes_in_float(recipe: Recipe) -> bool:

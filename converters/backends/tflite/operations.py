@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from converters.backends.tflite.reader import TYPES, operator_name, parse_tflite
-from converters.cost.operations.operation import Operation
+from converters.cost.operations.operation import Operation, is_partial
 
 PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
 HIDDEN = (  # their work does not show in the main graph, or was never counted
@@ -15,6 +15,7 @@ HIDDEN = (  # their work does not show in the main graph, or was never counted
 )  # fmt: skip
 QUANTIZED_BEFORE = ("conv float32*int8", "transposed float32*int8")  # a kernel of its own quantizes their inputs
 RANGES = "dynamic"
+FLOAT = "float32*float32"
 NARROW = 8
 UNFOLDED = "int4"  # 4-bit constants are not dequantized when the file is loaded
 
@@ -90,7 +91,16 @@ def _other(file: _File, name: str, operator: Any) -> Operation:
     read = [index for index in operator.inputs if index >= 0 and not file.is_constant(index)]
     kind = file.type(operator.outputs[0] if name != "DEQUANTIZE" else operator.inputs[0])
     written = sum(math.prod(file.shape(index)) for index in operator.outputs)
-    return Operation(f"{name} {kind}", 1, written, max((math.prod(file.shape(index)) for index in read), default=0))
+    largest = max((math.prod(file.shape(index)) for index in read), default=0)
+    if name == "TILE":
+        largest = _copies(file.shape(operator.inputs[0]), file.shape(operator.outputs[0]))
+    return Operation(f"{name} {kind}", 1, written, largest)
+
+
+def _copies(before: list[int], after: list[int]) -> int:
+    """The number of pieces that a TILE copies: from its last repeated axis on, the values lie together."""
+    last = max((axis for axis, size in enumerate(before) if after[axis] != size), default=0)
+    return math.prod(after) // max(math.prod(before[last:]), 1)
 
 
 def _product(file: _File, name: str, operator: Any) -> Operation:
@@ -110,7 +120,8 @@ def _product(file: _File, name: str, operator: Any) -> Operation:
         return Operation(f"depthwise {types}", positions, shape[3], 1, taps)
     if name == "TRANSPOSE_CONV":
         strides = max(options.strideH * options.strideW, 1)  # so many convolutions, each with a part of the taps
-        return Operation(f"transposed {types}", positions // strides, shape[0], shape[3], taps / strides, strides)
+        word = f"transposed{' narrow' if types == FLOAT and shape[0] < NARROW else ''}"
+        return Operation(f"{word} {types}", positions // strides, shape[0], shape[3], taps / strides, strides)
     groups = max(file.shape(first)[3] // max(shape[3], 1), 1)
     packed = file.weights(second) not in (UNFOLDED, "unpacked")  # LiteRT's own kernel runs the other convolutions
     if packed and taps == 1 and groups == 1 and options.strideH == options.strideW == 1:
@@ -120,10 +131,12 @@ def _product(file: _File, name: str, operator: Any) -> Operation:
 
 
 def _dense(types: str, rows: int, columns: int, depth: int) -> Operation:
-    return Operation(f"{_word('dense' if rows == 1 else 'rows', types, columns)} {types}", rows, columns, depth)
+    word = _word("dense" if rows == 1 else "rows", types, columns)
+    partial = types == FLOAT and word != "narrow" and is_partial(columns)
+    return Operation(f"{word}{' partial' if partial else ''} {types}", rows, columns, depth)
 
 
 def _word(word: str, types: str, columns: int) -> str:
     """The kind of a product; XNNPACK has other float kernels for few outputs."""
-    narrow = types == "float32*float32" and columns < NARROW
+    narrow = types == FLOAT and columns < NARROW
     return "narrow" if narrow and word != "dense" else word

@@ -15,7 +15,7 @@ from typing import Any
 
 import onnxruntime
 
-from converters.cost.operations.operation import Operation
+from converters.cost.operations.operation import RECURRENT, Operation
 from edgekit.errors import RuntimeLoadError
 from edgekit.tensors import Array
 
@@ -30,7 +30,6 @@ MATRICES = (
     "MatMul", "FusedMatMul", "Gemm", "QGemm", "MatMulIntegerToFloat", "MatMulInteger",
     "DynamicQuantizeMatMul", "QLinearMatMul", "MatMulNBits",
 )  # fmt: skip
-RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 TRANSPOSED = "ConvTranspose"
 BRANCHING = ("Loop", "Scan", "If")
 WEIGHTS_AT = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}  # input with the weights; 1 for the others
@@ -70,24 +69,27 @@ def of_profile(events: list[dict[str, Any]]) -> list[Operation] | None:
 
 
 def _operators(events: list[dict[str, Any]]) -> list[Operation] | None:
-    found = []
+    runs = []
     for event in events:
         if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
             kind = event["args"]["op_name"]
             if kind in BRANCHING:
                 return None
             read, made = (_tensors(event["args"][key]) for key in ("input_type_shape", "output_type_shape"))
-            found.append(_operation(SAME_KERNELS.get(kind, kind), read, made))
-    return found
+            runs.append((SAME_KERNELS.get(kind, kind), read, made))
+    unpacked = [made[0][1] for kind, _, made in runs if kind == "DequantizeLinear" and made]
+    return [_operation(kind, read, made, unpacked) for kind, read, made in runs]
 
 
 def _tensors(listed: list[dict[str, list[int]]]) -> list[Tensor]:
     return [(kind, shape) for entry in listed for kind, shape in entry.items()]
 
 
-def _operation(kind: str, read: list[Tensor], made: list[Tensor]) -> Operation:
+def _operation(kind: str, read: list[Tensor], made: list[Tensor], unpacked: list[list[int]]) -> Operation:
+    """One operator. Weights whose shape is among `unpacked` are made at every run, not arranged once at the start."""
     weights = read[WEIGHTS_AT.get(kind, 1)] if len(read) > WEIGHTS_AT.get(kind, 1) else ("", [])
     types = f"{read[0][0]}*{weights[0]}" if read else ""
+    types = f"unpacked {types}" if kind in (*MATRICES, *RECURRENT) and weights[1] in unpacked else types
     if kind in CONVOLUTIONS:
         return _convolution(kind, types, read[0][1], weights[1], made[0][1])
     if kind == TRANSPOSED:
@@ -106,8 +108,7 @@ def _operation(kind: str, read: list[Tensor], made: list[Tensor]) -> Operation:
         directions, gates = weights[1][0], weights[1][1]
         if kind == "DynamicQuantizeLSTM":  # its weights are transposed
             gates = weights[1][2]
-        depth = read[0][1][2] + made[0][1][-1]
-        return Operation(f"{kind} {types}", 1, gates, depth, 1, read[0][1][0] * directions)
+        return Operation(f"{kind} {types}", 1, gates, read[0][1][2], made[0][1][-1], read[0][1][0] * directions)
     written = sum(math.prod(shape) for _, shape in made)
     if kind == "DequantizeLinear" and len(weights[1]) == 1 and len(read[0][1]) == 2 and weights[1][0] == read[0][1][-1]:
         kind += " columns"  # a scale for each element of the last axis
@@ -123,11 +124,17 @@ def _convolution(kind: str, types: str, image: list[int], weights: list[int], ou
     first = out[1] == channels and image[1] % max(depth, 1) == 0  # channels are the first axis
     groups = max((image[1] if first else image[-1]) // max(depth, 1), 1)
     places = math.prod(out) // max(channels * out[0], 1)
+    # rows of a window are copied in one piece with stride 1, else value by value
+    strided = (
+        " strided" if taps > 1 and math.prod(image) // max(image[1 if first else -1] * image[0], 1) > places else ""
+    )
     if depth == 1 and groups > 1:
         # windows of 3 by 3 with stride 1 have a kernel of their own; others are gathered, channel by channel
         direct = window == [3, 3] and math.prod(image) == math.prod(out)
         height = out[2 if first else 1] if len(out) > 3 else 1
-        return Operation(f"{kind} depthwise{'' if direct else ' gathered'} {types}", places, channels, height, taps)
-    word = " pointwise" if taps == 1 else ""
-    rows, columns = (channels // groups, places) if kind == "Conv" else (places, channels // groups)
-    return Operation(f"{kind}{word} {types}", rows, columns, depth * taps, 1, groups)
+        word = "" if direct else f" gathered{strided}"
+        return Operation(f"{kind} depthwise{word} {types}", places, channels, height, taps)
+    word = " pointwise" if taps == 1 else strided
+    if kind != "Conv":
+        return Operation(f"{kind}{word} {types}", places, channels // groups, depth, taps, groups)
+    return Operation(f"{kind}{word} {types}", channels // groups, places, depth * taps, 1, groups)

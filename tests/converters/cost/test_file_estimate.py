@@ -30,7 +30,7 @@ def test_dot_products_show():
 
 def test_blocks_are_filled():
     """A kernel computes whole blocks: 9 columns cost what 16 do in blocks of 8, but for what is written."""
-    fit = Fit(0.0, {"conv a*b": Kind((0.0, 0.0, 0.0, 1.0) + (0.0,) * 6, (4, 8, 1))}, (1.0, 1.0, 1.0))
+    fit = Fit(0.0, {"conv a*b": Kind((0.0, 0.0, 0.0, 1.0) + (0.0,) * 8, (4, 8, 1))}, (1.0, 1.0, 1.0))
     nine, sixteen = (instructions(fit, [Operation("conv a*b", 4, n, 10)]) for n in (9, 16))
     assert nine == sixteen == 2 * 10
     assert product_terms(Operation("conv a*b", 4, 9, 10, 9), (4, 8, 1))[4] == 2 * 9
@@ -38,11 +38,15 @@ def test_blocks_are_filled():
 
 def test_kinds_that_were_never_counted_are_taken_for_the_nearest():
     """The same operator with other types, or the fallback of operators without products."""
-    fit = Fit(5.0, {"conv a*b": Kind((7.0,) + (0.0,) * 9)}, (1.0, 2.0, 3.0))
+    fit = Fit(5.0, {"conv a*b": Kind((7.0,) + (0.0,) * 11)}, (1.0, 2.0, 3.0))
     assert instructions(fit, [Operation("conv c*d", 1, 1, 1)]) == 12.0
     assert instructions(fit, [Operation("NEVER_SEEN float", 1, 10, 20)]) == 5.0 + 1.0 + 20.0 + 60.0
 
 
-def test_a_core_without_enough_counts_has_no_fit():
-    """Its files are estimated from the graph."""
-    assert fit_of(LITERT, "cortex-a53") is None
+def test_work_that_is_done_once_does_not_grow_with_the_steps():
+    """A recurrent operator arranges its weights once, and each step has work of its own."""
+    once = Fit(0.0, {"GRU a*b": Kind((0.0,) * 10 + (50.0, 1.0))}, (1.0, 1.0, 1.0))
+    steps = Fit(0.0, {"GRU a*b": Kind((1.0, 0.0, 2.0, 3.0) + (0.0,) * 8)}, (1.0, 1.0, 1.0))
+    few, many = (Operation("GRU a*b", 1, 6, 4, 5, steps) for steps in (2, 20))
+    assert instructions(once, [few]) == instructions(once, [many]) == 50.0 + 6 * (4 + 5)
+    assert instructions(steps, [many]) == 10 * instructions(steps, [few]) == 20 * (1 + 2 * 6 * 4 + 3 * 6 * 5)

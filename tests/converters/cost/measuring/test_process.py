@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from converters.cost.measuring import subject
 from converters.cost.measuring.counters import kernel_counter
 from converters.cost.measuring.layers import LayersError
 from converters.cost.measuring.layers import _nodes as nodes
@@ -151,6 +152,19 @@ def test_memory_is_that_of_pages_that_were_touched(tmp_path):
     with mmap.mmap(-1, 1 << 24, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:  # an array may reuse old pages
         pages.write(b"x" * len(pages))
     assert memory.peak() > 14e6
+
+
+@pytest.mark.parametrize(("cost", "disturbed"), [(1000, (3,)), (1000, (4, 9)), (50_000_000, (1, 2))])
+def test_other_work_between_the_runs_is_not_counted(cost, disturbed):
+    """A library that now and then does a million instructions of other work does not change the count of a run."""
+    done, calls = 0, 0
+
+    def call():
+        nonlocal done, calls
+        calls += 1
+        done += cost + (1_000_000 if calls in disturbed else 0)
+
+    assert subject._count(call, lambda: done).instructions == cost
 
 
 def test_the_profilers_own_work_is_taken_off_each_node():

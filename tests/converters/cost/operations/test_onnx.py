@@ -34,6 +34,31 @@ def test_a_convolution_with_channels_last_is_understood():
     assert (one.kind, one.rows, one.columns, one.taps) == ("QLinearConv depthwise int8*int8", 64, 16, 9)
 
 
+def test_weights_that_are_made_at_every_run_are_of_another_kind():
+    """Constant weights are arranged once, when the file is loaded."""
+    product = event("MatMul", [{"float": [1, 8]}, {"float": [8, 4]}], [{"float": [1, 4]}])
+    made = event("DequantizeLinear", [{"int8": [8, 4]}, {"float": []}], [{"float": [8, 4]}])
+    assert [one.kind for one in of_profile([product]) or []] == ["MatMul row float*float"]
+    assert (of_profile([made, product]) or [])[1].kind == "MatMul row unpacked float*float"
+
+
+def test_steps_units_and_inputs_of_recurrent_operators():
+    """The units of a step are apart from its inputs, whose products are computed for all steps at once."""
+    gru = event("GRU", [{"float": [7, 1, 5]}, {"float": [2, 12, 5]}, {"float": [2, 12, 4]}], [{"float": [7, 2, 1, 4]}])
+    [one] = of_profile([gru]) or []
+    assert (one.columns, one.depth, one.taps, one.products) == (12, 5, 4, 14)
+
+
+def test_windows_with_a_stride_are_gathered_value_by_value():
+    """Their kernels take more for a position."""
+    scale = {"float": [8, 3, 5, 5]}
+    kinds = [
+        (of_profile([event("Conv", [{"float": [1, 3, 8, 8]}, scale], [{"float": [1, 8, size, size]}])]) or [])[0].kind
+        for size in (8, 4)
+    ]
+    assert kinds == ["Conv float*float", "Conv strided float*float"]
+
+
 def test_loops_hide_their_work():
     """A file with a loop is estimated from the graph."""
     assert of_profile([event("Loop", [{"float": [1]}], [{"float": [1]}])]) is None
