@@ -14,7 +14,7 @@ from device_agents.inference.cloud.budget_rules import DAY_SECONDS
 from device_agents.inference.cloud.budgets import FILE_NAME
 from device_agents.inference.options import ServiceOptions
 from device_agents.inference.service import InferenceService
-from edgekit.errors import DiskError, UnavailableError
+from edgekit.errors import DiskError, SettingsError, UnavailableError
 from edgekit.serving.models.options import ModelSettings
 from edgekit.storage.disk import FolderDisk
 from tests.device_agents.diagnostics.test_cloud_check import device, found, tier
@@ -75,7 +75,8 @@ async def test_an_api_key_does_not_travel_unencrypted_unless_the_owner_says_so(t
         with pytest.raises(UnavailableError, match="cloud_unencrypted = true"):
             await service.infer("small", {"x": UNSURE}, route="cloud-only")
     cloud.close()
-    assert await found(settings, tmp_path, "fallback") == f"{url}; not called now: unencrypted"
+    with pytest.raises(SettingsError, match=rf"{url}: the API key would travel unencrypted"):
+        await found(settings, tmp_path, "fallback")
     assert (await found(settings, tmp_path)).startswith("not asked")
     for fine in (
         device(tmp_path, url, cloud_unencrypted=True),

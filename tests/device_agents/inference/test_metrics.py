@@ -14,7 +14,11 @@ from tests.simulators.drifting import bundle_with_reference
 from tests.simulators.small_models import UNSURE
 
 # Tested in tests/edgekit/serving/test_endpoints.py and tests/edgekit/serving/http/test_metrics.py.
-OF_THE_CLOUD_TIER = ("edgekit_key_requests_total", "edgekit_model_latency_seconds")
+OF_THE_CLOUD_TIER = (
+    "edgekit_key_requests_total",
+    "edgekit_model_latency_seconds",
+    "edgekit_model_unusable_answers_total",
+)
 
 
 async def test_every_metric_of_a_device_is_in_the_table_and_every_entry_is_exposed(tmp_path: Path) -> None:
