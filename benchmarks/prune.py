@@ -81,7 +81,11 @@ def _kept(part: str) -> list[Figure]:
 
 
 def _median(figures: list[Figure]) -> list[Figure]:
-    ratios = [figure.value / figure.peers["--prune dead"] for figure in figures if "--prune dead" in figure.peers]
+    ratios = [
+        figure.value / figure.peers["--prune dead"]
+        for figure in figures
+        if figure.unit == "B" and "--prune dead" in figure.peers
+    ]
     if not ratios:
         return []
     note = f"of {len(ratios)} networks"
