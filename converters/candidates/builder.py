@@ -15,7 +15,7 @@ from converters.backends.contract import PreparedInputs
 from converters.cache import CacheScope
 from converters.calibration.calibrate import Calibration
 from converters.candidates.candidate import Candidate, failed, make_candidate
-from converters.candidates.channel_search import FINE_SHARES, SHARES, ChannelSearch, PrunedShare
+from converters.candidates.channel_search import ChannelSearch, PrunedShare
 from converters.candidates.levels import Levels, PruningLevel, with_base
 from converters.candidates.sensitivity import Sensitivity, float_answers, sensitivities
 from converters.candidates.strategy import Make, Search, base_of
@@ -136,9 +136,9 @@ class CandidateBuilder:
             with_base,
             budget=self._task_context.budget,
             aim=aim,
-            shares=FINE_SHARES if levels.fast else SHARES,
             recovered=recovered,
             rows=len(self._task_context.evidence.choice),
+            halves=levels.fast,
         )
         search.run(measured)
 

@@ -9,7 +9,8 @@ count with what their divergence foretells: of 16 samples, none changes in most 
 Where a graph that was fitted to few samples turns out far worse on others, larger shares are taken for worse too. Each
 round tries the pairs
 that promise most for the aim below this divergence and below shares of it, so that a safer candidate exists where the
-proof refuses a bold one.
+proof refuses a bold one. What was measured goes before what was predicted: shares are halved between the best candidate
+within the budget and the next one beyond it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from converters.quality.measured import Budget, Measured
 from edgekit.bundle.recipe import Recipe
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-FINE_SHARES = tuple(round(0.05 * step, 2) for step in range(19, 1, -1))  # of models that are pruned fast
+FARTHEST = 3.0  # largest factor from the divergence that spends the budget to one that is tried before any was too much
+HALF = 0.05  # half of the distance between two shares
 MOST = 12  # candidates of this search, and no more than were made without pruning
+ENOUGH = 4  # candidates within the budget, of which the proof may refuse the boldest
 EQUAL = 1.02  # ratio of two costs that the estimate cannot tell apart
 SAFER = 0.3  # difference of two partners' drops on the choice split, as a share of the limit
 PARTNERS = 4  # recipes that are combined with levels
@@ -73,6 +76,7 @@ class ChannelSearch:
         aim: ``cost`` or ``size``.
         shares: The shares to try, the largest first.
         rows: Samples of the choice split.
+        halves: Also make the level half way between the smallest share within the budget and the next one beyond it.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class ChannelSearch:
         shares: Sequence[float] = SHARES,
         recovered: Callable[[PrunedShare], list[PrunedShare]] = lambda level: [level],
         rows: int = 1000,
+        halves: bool = False,
     ) -> None:
         self._make = make
         self._level_at = level_at
@@ -100,7 +105,8 @@ class ChannelSearch:
         self._levels: list[PrunedShare] = []
         self._recover = recovered
         self._recovered: dict[float, list[PrunedShare]] = {}
-        self._shares = list(shares)
+        self._shares, self._halves = list(shares), halves
+        self._tried: list[tuple[Pair, bool]] = []  # with True where the candidate is within the budget
 
     def run(self, measured: Sequence[Measured]) -> list[Measured]:
         """The pruned candidates that were made, after those of `measured`."""
@@ -116,7 +122,12 @@ class ChannelSearch:
                 for pair in self._pairs(partners, max(bounds))
                 if pair.recipe.id not in tried and not self._is_beaten(pair, [*measured, *found])
             ]
-            chosen = _chosen(pairs, bounds)[: most - len(found)]
+            chosen = _chosen(pairs, bounds)
+            if (further := self._further(tried, limit, chosen)) is not None:
+                chosen = [further, *(pair for pair in chosen[1:] if pair.recipe.id != further.recipe.id)]
+            elif self._is_done(pairs, limit):
+                break
+            chosen = chosen[: most - len(found)]
             if not chosen and number >= len(BOUNDS):
                 break
             tried |= {pair.recipe.id for pair in chosen}
@@ -128,9 +139,57 @@ class ChannelSearch:
             made = self._make([pair.recipe for pair in chosen]) if chosen else []
             found += made
             for pair, one in zip(chosen, made, strict=True):
+                self._tried.append((pair, not one.fault and self._fits(one) and self._likely_spent(one) <= 1.0))
                 if not one.fault:
                     self._learn(pair, one)
         return found
+
+    def _best(self) -> Pair | None:
+        """The best pair so far that is within the budget."""
+        return min((pair for pair, fits in self._tried if fits), key=lambda pair: pair.value, default=None)
+
+    def _failed_below(self, best: Pair) -> list[float]:
+        """Smaller shares of the same recipe that were beyond the budget."""
+        return [
+            pair.level.share
+            for pair, fits in self._tried
+            if not fits and pair.partner is best.partner and pair.level.share < best.level.share
+        ]
+
+    def _is_done(self, pairs: Sequence[Pair], limit: float) -> bool:
+        """True where the best pair lies beside one beyond the budget, and safer ones were made."""
+        best = self._best()
+        if best is None or sum(fits for _, fits in self._tried) < ENOUGH or not self._failed_below(best):
+            return False
+        return not any(pair.value < best.value and pair.divergence <= limit for pair in pairs)
+
+    def _further(self, tried: set[str], limit: float, chosen: Sequence[Pair]) -> Pair | None:
+        """The pair that brings the best one nearer to the budget, whatever is predicted; None where there is none.
+
+        It is half way to the next share that was beyond the budget. Where none was, and `chosen` has no better pair, it
+        is one step further.
+        """
+        best = self._best()
+        if best is None:
+            return None
+        failed = max(self._failed_below(best), default=0.0)
+        inside = self._untried(best, failed, tried)
+        if failed and not inside and self._halves and best.level.share - failed > HALF + 0.01:
+            self._make_level(round((failed + best.level.share) / 2, 2))
+            inside = self._untried(best, failed, tried)
+        if failed:
+            return inside[len(inside) // 2] if inside else None
+        if any(pair.value < best.value for pair in chosen):
+            return None
+        if not inside and self._shares:
+            self._make_level(self._shares.pop(0))
+            inside = self._untried(best, failed, tried)
+        return inside[0] if inside and inside[0].divergence <= FARTHEST * limit else None
+
+    def _untried(self, best: Pair, lowest: float, tried: set[str]) -> list[Pair]:
+        """Pairs of the recipe of `best` with shares between `lowest` and its own, the largest share first."""
+        pairs = [self._pair(best.partner, level) for level in self._levels if lowest < level.share < best.level.share]
+        return [pair for pair in pairs if pair.recipe.id not in tried]
 
     def _limit(self, measured: Sequence[Measured]) -> float:
         """The divergence at which the budget is spent, from the drops of all candidates on the choice split."""
@@ -190,10 +249,13 @@ class ChannelSearch:
     def _pairs(self, partners: Sequence[Measured], limit: float) -> list[Pair]:
         """Every pair with the levels so far; makes further levels as long as their divergence is below the limit."""
         while self._shares and (not self._levels or self._added(self._levels[-1]) <= limit):
-            level = self._level_at(self._shares.pop(0))
-            if level is not None:
-                self._levels.append(level)
+            self._make_level(self._shares.pop(0))
         return [self._pair(partner, level) for level in self._levels for partner in partners]
+
+    def _make_level(self, share: float) -> None:
+        level = self._level_at(share)
+        if level is not None:
+            self._levels = sorted([*self._levels, level], key=lambda one: -one.share)
 
     def _variants(self, pair: Pair) -> list[Pair]:
         """The pair with what recovery made of its level."""

@@ -75,6 +75,21 @@ def test_search_finds_the_smallest_share_within_the_budget(aim, scale, power):
     assert value(best(found + plain, aim)) <= 1.25 * min(map(value, fit))
 
 
+@pytest.mark.parametrize("scale", [0.02, 0.1])
+@pytest.mark.parametrize("power", [1.5, 3.0])
+def test_levels_between_two_shares_are_made_near_the_budget_only(scale, power):
+    """The search comes near to the best of twice as many shares, and makes few of them."""
+    world = World(lambda share: scale * (1 - share) ** power)
+    search = ChannelSearch(world.make, world.level, world.cost, with_base, budget=Budget(), aim="size", halves=True)
+    plain = [world.measured(Recipe(precision)) for precision in OWN]
+    found = search.run(plain * 4)
+    assert len(world.levels) == len(set(world.levels)) <= len(SHARES) + 4
+    fine = [round(0.05 * step, 2) for step in range(2, 20)]
+    every = [with_base(one.recipe, world.level(share).base) for one in plain for share in fine]
+    fit = [one.bytes for one in map(world.measured, every) if one.within_on_choice(Budget())]
+    assert best(found + plain, "size").bytes <= 1.1 * min(fit)
+
+
 class Overfitted(World):
     """Refits of few samples seem a thousand times as good as they are, and of 16 others hardly one changes."""
 
