@@ -7,10 +7,9 @@ The divergence at which the budget is spent is estimated from all candidates tog
 on a small choice split says little: drops grow about with the square root of the divergence. Shares of a few samples
 count with what their divergence foretells: of 16 samples, none changes in most candidates that are beyond the budget.
 Where a graph that was fitted to few samples turns out far worse on others, larger shares are taken for worse too. Each
-round tries the pairs
-that promise most for the aim below this divergence and below shares of it, so that a safer candidate exists where the
-proof refuses a bold one. What was measured goes before what was predicted: shares are halved between the best candidate
-within the budget and the next one beyond it.
+round tries the pairs that promise most for the aim below this divergence and below shares of it, so that a safer
+candidate exists where the proof refuses a bold one. What was measured goes before what was predicted: shares are halved
+between the best candidate within the budget and the next one beyond it.
 """
 
 from __future__ import annotations
