@@ -30,6 +30,7 @@ LABELS, OTHER_LABELS = "y", "y_"  # labels of the decision output, and the prefi
 GROUPS = "group"
 SINGLE = "x"
 CALIBRATION_SHARE, CHOICE_SHARE = 0.2, 0.2
+LEAST_ROWS = 50  # of calibration, where no proof is possible: layers that are fitted to fewer lose much on others
 MOST_CALIBRATION, MOST_ROWS = 0.5, 256  # share and rows of calibration where a point estimate is accepted
 
 
@@ -345,8 +346,8 @@ def calibration_share(rows: int, max_drop: float, confidence: float) -> float:
     """The calibration split's share of `rows` where a point estimate is accepted: 20 to 50 %.
 
     A proof without any loss needs ln(1 - confidence) / ln(1 - max_drop) rows (from the binomial distribution). Rows of
-    the proof split beyond these go to calibration, until it has `MOST_ROWS`; so do rows that could not prove anything,
-    because there are too few of them.
+    the proof split beyond these go to calibration, until it has `MOST_ROWS`. Where too few rows are there for a proof,
+    calibration gets `LEAST_ROWS` of them, at most half.
 
     Args:
         rows: Number of all rows.
@@ -358,7 +359,7 @@ def calibration_share(rows: int, max_drop: float, confidence: float) -> float:
     needed = math.log(1.0 - confidence) / math.log(1.0 - max_drop)
     spare = 1.0 - CHOICE_SHARE - needed / rows
     if spare < CALIBRATION_SHARE:
-        spare = MOST_CALIBRATION
+        spare = LEAST_ROWS / rows
     return max(min(spare, MOST_CALIBRATION, MOST_ROWS / rows), CALIBRATION_SHARE)
 
 

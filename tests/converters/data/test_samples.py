@@ -147,9 +147,11 @@ def test_split_has_its_shares_and_no_common_row():
 def test_calibration_gets_what_a_proof_does_not_need():
     """With a point estimate accepted, the proof keeps the rows of a proof without losses; half of all rows at most.
 
-    Too few rows for any proof go to calibration too.
+    Of too few rows for any proof, calibration gets fifty.
     """
-    assert calibration_share(80, 0.01, 0.95) == calibration_share(490, 0.01, 0.95) == 0.5
+    assert calibration_share(80, 0.01, 0.95) == 0.5
+    assert calibration_share(125, 0.01, 0.95) == 0.4
+    assert calibration_share(400, 0.01, 0.95) == 0.2
     assert calibration_share(400, 0.03, 0.95) == 0.5
     assert calibration_share(500, 0.01, 0.95) == pytest.approx(1 - 0.2 - 298.07 / 500, abs=1e-4)
     assert calibration_share(1000, 0.01, 0.95) == 0.256
