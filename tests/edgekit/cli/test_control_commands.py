@@ -196,7 +196,7 @@ def test_start_plans_and_refuses(shell):
         ("--waves few", "'few' is neither a share"),
         ("--error-threshold 7", "not in the range 0<=x<=1"),
         ("--success-threshold -1", "not in the range 0<=x<=1"),
-        ("--min-failures 0", "not in the range 1<=x"),
+        ("--min-failures 0", "not in the range x>=1"),
         ("--label north", "not of the form key=value"),
     ):
         _, err = shell(f"edgekit rollout start digits 1.0.0 {flags}", expect=2)
