@@ -36,6 +36,13 @@ def with_gelus(graph: Graph) -> list[Any]:
     return nodes
 
 
+def gelu_results(graph: Graph) -> frozenset[str]:
+    """The tensors that are the results of gelus written as several operators."""
+    outputs = {value.name for value in graph.model.graph.output}
+    matches = [_group(graph, node, outputs) for node in graph.nodes if node.op_type in ("Erf", "Tanh")]
+    return frozenset(match[2] for match in matches if match is not None)
+
+
 def with_sigmoids(graph: Graph, nodes: list[Any]) -> list[Any]:
     """`nodes`, with x / (1 + exp(t)) written as x times a Sigmoid, which has a scale of its own in 8 bits.
 

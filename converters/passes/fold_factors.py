@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from converters.graph.graph import Graph, attributes
+from converters.lowering.fusing import gelu_results
 from edgekit.tensors import Array
 
 DENSE = ("MatMul", "Gemm")
@@ -25,6 +26,7 @@ class FoldFactors:
     A layer is a MatMul, Gemm or Conv. Behind it, the constant may have a factor for each channel; in front it is one
     number. An Add of a constant behind a MatMul is its bias. Weights that other nodes read stay: a copy would make the
     file larger. Different factors in front of a layer stay too: they bring its inputs to one scale, which int8 needs.
+    The factor that ends a gelu stays, because without it nothing knows it as one.
     """
 
     name = "fold-factors"
@@ -73,9 +75,10 @@ def _found(graph: Graph) -> Iterator[_Factor]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     makers = {name: node for node in graph.nodes for name in node.output}
+    gelus = gelu_results(graph)
     uses = _Uses(graph, makers, readers, frozenset(value.name for value in graph.model.graph.output))
     for node in graph.nodes:
-        if node.op_type not in ("Mul", "Div"):
+        if node.op_type not in ("Mul", "Div") or node.output[0] in gelus:
             continue
         for value, constant in (node.input, node.input[::-1])[: 1 + (node.op_type == "Mul")]:
             scale = _scale(graph.constants.get(constant), divide=node.op_type == "Div")

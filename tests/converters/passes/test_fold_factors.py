@@ -5,6 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from converters.graph.graph import Graph
+from converters.lowering.fusing import with_gelus
 from converters.passes import FoldFactors, run_pass
 
 RNG = np.random.default_rng(1)
@@ -171,3 +172,22 @@ def test_factors_of_convolutions_are_folded_too(nodes, factor, folded):
     assert len(result.graph.nodes) == (1 if folded else 2)
     rows = {"x": RNG.normal(size=(2, 4, 5, 5)).astype(np.float32)}
     assert np.allclose(result.graph.run(rows)["y"], graph.run(rows)["y"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_factor_that_ends_a_gelu_stays():
+    """Without its half, nothing knows a gelu as one, and LiteRT runs a dozen operators in its place."""
+    nodes = [
+        helper.make_node("Div", ["x", "root"], ["d"], "divide"),
+        helper.make_node("Erf", ["d"], ["e"], "erf"),
+        helper.make_node("Add", ["e", "one"], ["a"], "add"),
+        helper.make_node("Mul", ["x", "a"], ["m"], "multiply"),
+        helper.make_node("Mul", ["m", "half"], ["g"], "halve"),
+        helper.make_node("MatMul", ["g", "w"], ["y"], "product"),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", n]) for name, n in (("x", 4), ("y", 3))]
+    held = {"w": WEIGHTS, "root": np.sqrt(np.float32(2)), "one": np.float32(1), "half": np.float32(0.5)}
+    constants = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in held.items()]
+    made = helper.make_graph(nodes, "gelu", ends[:1], ends[1:], constants)
+    graph = Graph(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert not FoldFactors().applies(graph)
+    assert "Gelu" in [node.op_type for node in with_gelus(graph)]
