@@ -51,5 +51,5 @@ def failure(library: str, work: str, error: BaseException) -> ConversionError:
     """
     where = "".join(traceback.format_tb(error.__traceback__)[-1:]).strip()  # some errors have no other text
     return ConversionError(
-        f"{library} failed while {work} with {type(error).__name__} ({SHOWN})", library_text=plain_text(error) or where
+        f"{library} failed while {work} with {type(error).__name__} ({SHOWN})", foreign_text=plain_text(error) or where
     )

@@ -126,7 +126,7 @@ class FrameworkProcess:
         raise ConversionError(
             f"{self._framework} failed while {WORK[function].format(**arguments)} with {kind}",
             advice=f"Run again with --verbose (edgekit --verbose convert ...) for the output of {self._framework}.",
-            library_text=message,
+            foreign_text=message,
         ) from FrameworkOutputError(f"{trace}{self.log_tail()}")
 
     def _ended(self, work: str, killed_before: int) -> ConversionError:

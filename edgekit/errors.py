@@ -12,15 +12,15 @@ class EdgekitError(Exception):
     Args:
         message: What was found and what was expected.
         advice: One sentence on what to do next; may be empty.
-        library_text: The message of another library that is the cause; commands print it with --verbose only.
+        foreign_text: The message of another library that is the cause; commands print it with --verbose only.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, advice: str = "", library_text: str = "") -> None:
+    def __init__(self, message: str, *, advice: str = "", foreign_text: str = "") -> None:
         super().__init__(message)
         self.advice = advice
-        self.library_text = library_text
+        self.foreign_text = foreign_text
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without calling the constructor, because errors are sent between processes."""
@@ -146,9 +146,9 @@ class UnsupportedOpError(ConversionError):
         backend: The backend or target that does not support it.
     """
 
-    def __init__(self, op: str, layer: str, *, backend: str, advice: str = "", library_text: str = "") -> None:
+    def __init__(self, op: str, layer: str, *, backend: str, advice: str = "", foreign_text: str = "") -> None:
         text = f"operator {op} (layer {layer!r}) cannot be converted for {backend}"
-        super().__init__(text, advice=advice, library_text=library_text)
+        super().__init__(text, advice=advice, foreign_text=foreign_text)
         self.op = op
         self.layer = layer
 

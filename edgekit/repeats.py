@@ -1,4 +1,4 @@
-"""What may repeat only so often: log lines and events that a stranger or a fault can cause without end."""
+"""Limits for log lines and events that a stranger or a fault can cause without end: so many of a kind in a time."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def compile_for(path: Path, accelerator: Accelerator, folder: Path) -> Compiled 
         output = (done.stderr.strip() or done.stdout.strip())[-800:]
         status = f"exit status {done.returncode}" if done.returncode else "it wrote no file"
         shown = f"; {SHOWN}" if output else ""
-        raise ConversionError(f"{command[0]} refuses the model ({status}{shown})", library_text=output)
+        raise ConversionError(f"{command[0]} refuses the model ({status}{shown})", foreign_text=output)
     return Compiled(written[0].read_bytes(), _parts_on_cpu(done.stdout))
 
 

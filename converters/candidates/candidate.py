@@ -136,8 +136,8 @@ def failed(recipe: Recipe, cost: Cost, error: EdgekitError) -> Candidate:
     ends = _is_reference(recipe) or isinstance(error, UnsupportedOpError)
     if ends or not isinstance(error, ConversionError | RuntimeLoadError):
         raise error
-    if error.library_text:
-        LOG.info("candidate %s: %s: %s", recipe.id, error, error.library_text)
+    if error.foreign_text:
+        LOG.info("candidate %s: %s: %s", recipe.id, error, error.foreign_text)
     return Candidate(Measured(recipe, 0, cost, fault=str(error)))
 
 

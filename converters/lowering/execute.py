@@ -102,9 +102,9 @@ def _unchanged(values: Any) -> Any:
     return values
 
 
-def _cannot(node: Any, why: str, library_text: str = "") -> UnsupportedOpError:
+def _cannot(node: Any, why: str, foreign_text: str = "") -> UnsupportedOpError:
     advice = advice_for(node.op_type, why)
-    return UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=advice, library_text=library_text)
+    return UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=advice, foreign_text=foreign_text)
 
 
 def _folded(node: Any, inputs: list[Value | None], opset: int) -> tuple[Value, ...] | None:

@@ -92,7 +92,7 @@ def _found(graph: Graph) -> Iterator[_Factor]:
 
 
 def _scale(factor: Array | None, *, divide: bool) -> Array | None:
-    """What the factor multiplies by, in float64; None where there is none."""
+    """The number that the factor multiplies by, in float64; None where there is none."""
     if factor is None or factor.dtype != np.float32 or (divide and not factor.all()):
         return None
     scale = factor.astype(np.float64)

@@ -82,7 +82,7 @@ def run(command: click.Command, name: str) -> int:
     try:
         result = command.main(prog_name=name, standalone_mode=False)
     except EdgekitError as error:
-        _explain(f"{name}: {error}", error.advice, verbose, library_text=error.library_text)
+        _explain(f"{name}: {error}", error.advice, verbose, foreign_text=error.foreign_text)
         return error.exit_code
     except click.ClickException as error:
         error.show()
@@ -103,10 +103,10 @@ def run(command: click.Command, name: str) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _explain(message: str, advice: str, verbose: bool, library_text: str = "") -> None:
+def _explain(message: str, advice: str, verbose: bool, foreign_text: str = "") -> None:
     if verbose:
         traceback.print_exc()
-        for line in library_text.splitlines():
+        for line in foreign_text.splitlines():
             click.echo(printable(f"  | {line}"), err=True)
     for line in message.splitlines():
         click.echo(printable(line), err=True)

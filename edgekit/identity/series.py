@@ -47,7 +47,7 @@ def is_behind(report: Reported, arrived: float, stored: StoredNumbers) -> bool:
 
 
 def used_up(device: str, number: int) -> str:
-    """What to do where a report has the highest number: no report of the device can follow it."""
+    """Advise a new key where a report has the highest number: no report of the device can follow it."""
     return (
         f"report {number} of {device} has the highest number that there is, so none can follow it. Only a holder of "
         f"its key can have sent that. Give it a new key: edgekit device rekey {device}"

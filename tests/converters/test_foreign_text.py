@@ -53,4 +53,4 @@ def test_an_error_without_words_of_ours_keeps_its_text_for_verbose():
     """The message names the library, its work and the kind of error; the text passes between processes."""
     error = pickle.loads(pickle.dumps(failure("litert-quantizer", "quantizing the file", ValueError("axis\n  is 7"))))
     text = "litert-quantizer failed while quantizing the file with ValueError (edgekit --verbose shows its text)"
-    assert (str(error), error.library_text) == (text, "axis is 7")
+    assert (str(error), error.foreign_text) == (text, "axis is 7")

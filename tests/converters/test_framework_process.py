@@ -77,7 +77,7 @@ def test_an_unexpected_error_is_one_line_and_its_log_is_the_cause():
         child.call("answers", source="x", inputs=0, wrong=1)
     assert "\n" not in str(caught.value)
     assert str(caught.value) == "TensorFlow failed while running the source model with TypeError"
-    assert "unexpected keyword argument" in caught.value.library_text
+    assert "unexpected keyword argument" in caught.value.foreign_text
     assert "Traceback" in str(caught.value.__cause__)
 
 

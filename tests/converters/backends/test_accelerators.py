@@ -130,7 +130,7 @@ def test_the_output_of_a_compiler_that_fails_is_for_verbose(script, says, contex
     with pytest.raises(ConversionError, match=f"vela refuses the model.*{says}") as caught:
         compile_for(tmp_path / "model.tflite", accelerators()["ethos-u55"], tmp_path / "out")
     assert "no such luck" not in str(caught.value)
-    assert caught.value.library_text == ("no such luck" if "luck" in script else "")
+    assert caught.value.foreign_text == ("no such luck" if "luck" in script else "")
 
 
 @pytest.mark.skipif(shutil.which("vela") is None, reason="needs vela on the PATH: pip install ethos-u-vela")
