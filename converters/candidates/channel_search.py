@@ -138,8 +138,8 @@ class ChannelSearch:
             made = self._make([pair.recipe for pair in chosen]) if chosen else []
             found += made
             for pair, one in zip(chosen, made, strict=True):
-                self._tried.append((pair, not one.fault and self._fits(one) and self._likely_spent(one) <= 1.0))
-                if not one.fault:
+                if not one.fault:  # which says nothing about the budget
+                    self._tried.append((pair, self._fits(one) and self._likely_spent(one) <= 1.0))
                     self._learn(pair, one)
         return found
 
