@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import msgspec
@@ -10,6 +11,7 @@ import numpy as np
 from converters.data.samples import Samples
 from converters.frontends import Source
 from converters.graph.graph import Graph
+from converters.graph.rounding import jumps
 from converters.noise import Noise, noise_of
 from converters.passes import CANONICAL_PASSES, RemoveDeadChannels, Simplify, run_pass
 from converters.passes.channels.dead_channels import layer_channels
@@ -64,7 +66,13 @@ def canonical_of(source: Source, samples: Samples, *, prune: bool) -> Canonical:
 
     def check(name: str, graph: Graph) -> None:
         answers = graph.run(samples.inputs)
-        compared = parity.compare(expected, answers, runtime=name, where="canonical graph", decision="", limits=limits)
+        compare = functools.partial(
+            parity.compare, expected, answers, runtime=name, where="canonical graph", decision=""
+        )
+        compared = compare(limits=limits)
+        if compared.excess > 1.0:  # elements that jump with the rounding are no fault of the step
+            jumping = jumps(source.graph, samples.inputs, expected, limits)
+            compared = compare(limits=parity.with_noise(limits, jumping))
         parity.require(compared, advice=EXPORTER.get(name, parity.FAULT))
         steps.append(compared)
 

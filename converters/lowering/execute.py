@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 import converters.lowering.operators.activations
 import converters.lowering.operators.arithmetic
 import converters.lowering.operators.attention
+import converters.lowering.operators.bits
 import converters.lowering.operators.dense
 import converters.lowering.operators.einsum
 import converters.lowering.operators.indexing
@@ -32,12 +34,18 @@ from converters.foreign_text import SHOWN, plain_text
 from converters.graph.graph import Graph, attributes, label
 from converters.lowering.advice import advice_for
 from converters.lowering.fusing import with_gelus, with_sigmoids
+from converters.lowering.operators.bits import carried, uncarried
 from converters.lowering.registry import LOWERINGS, CannotLowerError
 from converters.lowering.scopes import scope_of
 from converters.lowering.signs import never_negative
-from converters.lowering.values import Value, identity, of
+from converters.lowering.values import Value, identity
 from converters.lowering.weights import Weights
 from edgekit.errors import UnsupportedOpError
+
+# Operators that take unsigned numbers in the type that carries them: those that only move them, and those on bits.
+MOVES = ("Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose",
+         "Unsqueeze", "Where")  # fmt: skip
+ON_BITS = ("BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "Equal")
 
 
 def execute(
@@ -61,7 +69,7 @@ def execute(
     Raises:
         UnsupportedOpError: An operator, or a way of using it, has no TensorFlow form.
     """
-    values.update({name: of(value) for name, value in graph.constants.items()})
+    values.update({name: carried(value) for name, value in graph.constants.items()})
     values.update({name: Value(tensor, identity(len(tensor.shape)), True) for name, tensor in (trained or {}).items()})
     positive = never_negative(graph)
     read = {name for node in graph.nodes for name in node.input if name} | {spec.name for spec in graph.outputs}
@@ -86,6 +94,9 @@ def execute(
 def _lowered(node: Any, inputs: list[Value | None], more: dict[str, Any]) -> tuple[Value, ...]:
     if node.op_type not in LOWERINGS:
         raise UnsupportedOpError(node.op_type, label(node), backend="LiteRT", advice=advice_for(node.op_type))
+    unsigned = max((value.unsigned for value in inputs if value is not None), default=0)
+    if unsigned and node.op_type not in (*MOVES, *ON_BITS):
+        raise _cannot(node, f"numbers of the type uint{unsigned}, which LiteRT lacks, in {node.op_type}")
     options = {**attributes(node), "outputs": len([name for name in node.output if name]), **more}
     try:
         with tf.name_scope(scope_of(label(node))):
@@ -95,7 +106,10 @@ def _lowered(node: Any, inputs: list[Value | None], more: dict[str, Any]) -> tup
     except (ValueError, TypeError, IndexError, KeyError, tf.errors.OpError) as error:
         why = f"TensorFlow refuses its values with {type(error).__name__} ({SHOWN})"
         raise _cannot(node, why, plain_text(error)) from error
-    return result if isinstance(result, tuple) else (result,)
+    results = result if isinstance(result, tuple) else (result,)
+    if unsigned and node.op_type in MOVES:
+        return tuple(dataclasses.replace(one, unsigned=unsigned) for one in results)
+    return results
 
 
 def _unchanged(values: Any) -> Any:
@@ -114,7 +128,7 @@ def _folded(node: Any, inputs: list[Value | None], opset: int) -> tuple[Value, .
     if any(entry.type == onnx.AttributeProto.GRAPH for entry in node.attribute):
         return None
     constants: Mapping[str, Any] = {
-        name: value.plain() for name, value in zip(node.input, inputs, strict=True) if value is not None
+        name: uncarried(value) for name, value in zip(node.input, inputs, strict=True) if value is not None
     }
     graph = helper.make_graph(
         [node],
@@ -125,4 +139,4 @@ def _folded(node: Any, inputs: list[Value | None], opset: int) -> tuple[Value, .
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     results = iter(ReferenceEvaluator(model).run(None, {}))
-    return tuple(of(np.asarray(next(results) if name else 0)) for name in node.output)
+    return tuple(carried(np.asarray(next(results) if name else 0)) for name in node.output)

@@ -76,12 +76,14 @@ def _in_steps(tensor: Any, perm: Sequence[int]) -> Any:
 class Value:
     """Logical axis i of the value is axis order[i] of `tensor`; constants are numpy arrays in logical order.
 
-    `trained` is True for a tensor in the place of a constant, whose values training changes.
+    `trained` is True for a tensor in the place of a constant, whose values training changes. `unsigned` is the number
+    of bits of an unsigned type that another type carries (see `operators.bits`); 0 for all others.
     """
 
     tensor: Any
     order: Order
     trained: bool = False
+    unsigned: int = 0
 
     @property
     def constant(self) -> bool:

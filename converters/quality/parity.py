@@ -200,6 +200,11 @@ def tolerances(
     return limits
 
 
+def with_noise(limits: Mapping[str, Array], noise: Mapping[str, Array]) -> dict[str, Array]:
+    """`limits` by output, each at least `NOISE_MULTIPLE` times the `noise` there; both broadcast with the answers."""
+    return {name: np.maximum(limit, NOISE_MULTIPLE * noise[name]) for name, limit in limits.items()}
+
+
 def _float_limit(value: Array, relative: float) -> Array:
     spread = spreads(value)
     limit: Array = np.maximum(relative * largest_deviations(value, spread), rounding(value, spread))

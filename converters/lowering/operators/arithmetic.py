@@ -11,6 +11,7 @@ import onnx
 import tensorflow as tf
 
 from converters.lowering.operators.activations import FLOAT_LIMIT
+from converters.lowering.operators.bits import wrapped
 from converters.lowering.registry import CannotLowerError, Inputs, lowers, required
 from converters.lowering.values import Value, aligned
 
@@ -23,6 +24,7 @@ TENSORFLOW_DTYPES = {
     onnx.TensorProto.INT64: tf.int64,
     onnx.TensorProto.BOOL: tf.bool,
 }
+UNSIGNED_BITS = {onnx.TensorProto.UINT16: 16, onnx.TensorProto.UINT32: 32, onnx.TensorProto.UINT64: 64}
 
 
 def _broadcasting(operator: str, function: Callable[..., Any]) -> None:
@@ -134,6 +136,12 @@ def mod(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 def cast(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     """Cast between the dtypes of LiteRT."""
     source = required(inputs[0])
+    whole = tf.as_dtype(source.tensor.dtype).is_integer
+    if attrs["to"] in UNSIGNED_BITS and whole and source.unsigned in (0, UNSIGNED_BITS[attrs["to"]]):
+        bits = UNSIGNED_BITS[attrs["to"]]
+        return Value(wrapped(source, bits), source.order, unsigned=bits)
+    if source.unsigned == 64 and attrs["to"] != onnx.TensorProto.INT64:
+        raise CannotLowerError("a cast of uint64 to another type than int64")
     if attrs["to"] not in TENSORFLOW_DTYPES:
         raise CannotLowerError(f"a cast to {onnx.TensorProto.DataType.Name(attrs['to']).lower()}")
     return source.with_tensor(tf.cast(source.tensor, TENSORFLOW_DTYPES[attrs["to"]]))

@@ -48,14 +48,24 @@ _reduce("ReduceLogSum", lambda x, **where: tf.math.log(tf.reduce_sum(x, **where)
 _reduce("ReduceLogSumExp", _log_sum_exp)
 
 
-def _index_of(operator: str, function: Callable[..., Any]) -> None:
+def _extremes(tensor: Any, axis: int, function: Callable[..., Any]) -> Any:
+    """For whole numbers that LiteRT finds no index in (int64, int16): 1 where the extreme is, and 0 elsewhere."""
+    return tf.cast(tf.equal(tensor, function(tensor, axis=axis, keepdims=True)), tf.int32)
+
+
+def _index_of(operator: str, function: Callable[..., Any], extreme: Callable[..., Any]) -> None:
+    """Register the index of the first (or last) extreme; equal values are told apart by their places, as in ONNX."""
+
     def lowering(inputs: Inputs, attrs: dict[str, Any]) -> Value:
         source = required(inputs[0])
         axis = int(attrs.get("axis", 0)) % source.rank
         tensor, last = source.tensor, bool(attrs.get("select_last_index"))
         if last:
             tensor = tf.reverse(tensor, [source.order[axis]])
-        index = function(tensor, axis=source.order[axis], output_type=tf.int64)
+        if tensor.dtype in (tf.int64, tf.int16):
+            index = tf.argmax(_extremes(tensor, source.order[axis], extreme), axis=source.order[axis])
+        else:
+            index = function(tensor, axis=source.order[axis], output_type=tf.int64)
         index = source.shape[axis] - 1 - index if last else index
         if attrs.get("keepdims", 1):
             return source.with_tensor(tf.expand_dims(index, source.order[axis]))
@@ -64,8 +74,8 @@ def _index_of(operator: str, function: Callable[..., Any]) -> None:
     lowers(operator)(lowering)
 
 
-_index_of("ArgMax", tf.argmax)
-_index_of("ArgMin", tf.argmin)
+_index_of("ArgMax", tf.argmax, tf.reduce_max)
+_index_of("ArgMin", tf.argmin, tf.reduce_min)
 
 
 @lowers("TopK")

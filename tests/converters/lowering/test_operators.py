@@ -66,6 +66,41 @@ def positive(op, **attributes):
 HALF = {"half": np.float32(0.5)}
 
 
+def bits(kind, to):
+    """Operators on the bits of large numbers of both signs, made of x, as far as `kind` has them."""
+    held = {
+        "large": np.float32(2 ** (np.iinfo(kind).bits - 4 if kind != "uint64" else 58)),
+        "low": np.array(0x3F if kind == "int8" else 0x7F, kind),
+        "mask": np.array(0x5A, kind) * np.array(1 if np.iinfo(kind).bits == 8 else 0x0101, kind),
+        **{f"by{amount}": np.array(amount, kind) for amount in (1, 3, np.iinfo(kind).bits - 7)},
+    }
+    nodes = [
+        node("Mul", ("x", "large"), "l"),
+        node("Cast", ("l",), "s", to=onnx.TensorProto.INT64),
+        node("Cast", ("s",), "i", to=to),
+        node("BitwiseNot", ("i",), "o0"),
+        node("BitwiseAnd", ("i", "low"), "o1"),
+        node("BitwiseAnd", ("mask", "i"), "o2"),
+        node("BitwiseOr", ("i", "mask"), "o3"),
+        node("BitwiseXor", ("o0", "o3"), "o4"),
+        node("BitwiseAnd", ("o3", "o4"), "o5"),
+    ]
+    if kind.startswith("u") and kind != "uint16":  # which ONNX Runtime does not shift
+        for amount in (1, 3, np.iinfo(kind).bits - 7):
+            for way in ("LEFT", "RIGHT"):
+                nodes.append(node("BitShift", ("i", f"by{amount}"), f"o{len(nodes)}", direction=way))
+    outputs = [name for one in nodes[3:] for name in one.output]
+    wide = [node("Cast", (name,), f"w{name}", to=onnx.TensorProto.INT64) for name in outputs]
+    # float32 has 24 bits: the rests of divisions show all of them
+    rests = [
+        node("Mod", (f"w{name}", rest), f"{rest}{name}") for name in outputs for rest in ("first", "second", "third")
+    ]
+    floats = [node("Cast", (one.output[0],), f"f{one.output[0]}", to=1) for one in rests]
+    primes = {"first": ints(8388593), "second": ints(8388587), "third": ints(8388581)}
+    nodes += [*wide, *rests, *floats, node("Concat", [one.output[0] for one in floats], axis=2)]
+    return case(nodes, ROWS, [1, 6, 8 * len(floats)], {**held, **primes}, opset=18)
+
+
 def recurrent(op, gates, *, steps=5, hidden=3, width=4, ways=1, states=1, lengths=False, **attributes):
     """A recurrent layer over x (1, steps, width) with all its outputs, as exporters write it.
 
@@ -217,6 +252,8 @@ CASES = {
     "equal-and-cast": case([node("Cast", output="i", to=6), node("Equal", ("i", "k"), "e"), node("Cast", ("e",), to=1)], ROWS, ROWS, {"k": np.int32(1)}),
     "infinite-quotients": case([node("Div", ("x", "k"), "d"), node("IsInf", ("d",), "i", detect_negative=0), node("Equal", ("d", "l"), "e"), node("Where", ("i", "one", "x"), "w"), node("Where", ("e", "m", "w"))], ROWS, ROWS, {"k": np.array([0, 1, -0.0, 2, 0, 0, 1, 1], np.float32), "l": np.array([-np.inf] * 6 + [1, np.inf], np.float32), "m": np.float32(-1), "one": np.float32(1)}),
     "mod": case([node("Cast", output="i", to=6), node("Mod", ("i", "k"), "m"), node("Cast", ("m",), to=1)], ROWS, ROWS, {"k": np.int32(3)}),
+    **{f"bits-of-{kind}": bits(kind, to) for kind, to in (("int8", 3), ("int32", 6), ("int64", 7), ("uint8", 2), ("uint16", 4), ("uint32", 12), ("uint64", 13))},
+    "index-of-int64": case([node("Mul", ("x", "k"), "m"), node("Cast", ("m",), "i", to=7), node("ArgMax", ("i",), "a", axis=2, keepdims=1), node("ArgMin", ("i",), "b", axis=2, keepdims=1, select_last_index=1), node("Concat", ("a", "b"), "c", axis=2), node("Cast", ("c",), to=1)], ROWS, [1, 6, 2], {"k": np.float32(2)}),
     # dense
     "gemm-of-two-inputs": case([node("Gemm", ("x", "o"), transB=1, alpha=0.5)], [1, 5], [1, 1], more={"o": [1, 5]}),
     "gemm-no-bias": case([node("Gemm", ("x", "w"))], [1, 5], [1, 3], {"w": weights(5, 3)}),
