@@ -23,7 +23,7 @@ from converters.cost.operations.operation import Operation
 from converters.cost.overhead import NONE, Overhead
 from converters.data.samples import Samples
 from converters.data.stateful import answers_to
-from converters.graph.graph import CHUNK_ROWS, Graph
+from converters.graph.graph import CHUNK_ROWS, Graph, attributes, label
 from converters.graph.rounding import jumps
 from converters.quality import parity
 from converters.quality.divergence import divergence
@@ -41,6 +41,10 @@ from edgekit.tensors import Array
 
 LOG = logging.getLogger(__name__)
 RELATIVE = {"float32": parity.FLOAT32_RELATIVE, "float16": parity.FLOAT16_RELATIVE}
+REPEATED = (
+    "Layer {layer} writes to places that the data state, and runtimes differ where two writes meet, which ONNX leaves "
+    "open. If the model adds there (scatter_add), export it with opset 16 or newer; older ones have no addition."
+)
 NOISY_ROWS = 32  # rows whose own noise is measured, where they are beyond the usual limits
 JUMPY_ROWS = 512  # rows that are run with other rounding, where they are beyond these too
 HOST_PROVIDERS = ("CPUExecutionProvider",)
@@ -102,7 +106,8 @@ def make_candidate(
     if recipe.precision == "float32" and compared.excess > 1.0 and recipe.direct:
         return Candidate(Measured(recipe, 0, cost, fault=direct_fault(compared)))
     if _is_reference(recipe):
-        parity.require(_single_calls(backend, recipe, graph, evidence, artifact, folder) or compared)
+        single = _single_calls(backend, recipe, graph, evidence, artifact, folder)
+        parity.require(single or compared, advice=advice_of(graph))
     same = not recipe.quantized and not recipe.pruned and compared.excess <= 1.0
     same = same and (compared.agreement == 1.0 or _agrees_but_for_ties(recipe, evidence, answers[0]))
     moved = divergence(evidence.choice_answers, answers[0], evidence.decision, evidence.looked_at)
@@ -117,6 +122,13 @@ def make_candidate(
     if core_of_target(profile):
         operations = operations_of(artifact, evidence.choice.inputs, folder / recipe.id)
     return Candidate(measured, artifact, quality, compared, operations)
+
+
+def advice_of(graph: Graph) -> str:
+    """What to do where the reference has other answers: ONNX leaves open which of two writes to one place stays."""
+    writes = [node for node in graph.nodes if node.op_type in ("ScatterElements", "ScatterND", "Scatter")]
+    replacing = [label(node) for node in writes if attributes(node).get("reduction", "none") in ("none", b"none")]
+    return REPEATED.format(layer=replacing[0]) if replacing else parity.FAULT
 
 
 def _agrees_but_for_ties(recipe: Recipe, evidence: Evidence, answers: dict[str, Array]) -> bool:

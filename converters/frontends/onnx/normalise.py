@@ -15,6 +15,7 @@ from converters.frontends.onnx.branches import fold_branches
 from converters.frontends.onnx.contrib import OPTIMIZED_ADVICE, rewrite_contrib
 from converters.frontends.onnx.floats import all_float32, dtypes_of
 from converters.frontends.onnx.foreign import one_line
+from converters.frontends.onnx.masked_writes import with_masked_writes
 from converters.frontends.onnx.nodes import all_nodes, name_nodes
 from converters.frontends.onnx.opset import at_opset, require_known_operators
 from converters.frontends.onnx.quantized import refuse_quantized
@@ -72,6 +73,7 @@ def canonical(model: onnx.ModelProto, source: str, stated: Stated = NOTHING) -> 
     model = classical.rewrite_classical(rewrite_contrib(model, source))
     _refuse_custom(model)
     require_known_operators(model)
+    model = with_masked_writes(model)
     model, settled = settle(model, stated, source)
     model = fold_branches(model, source)
     require_inference(model, source)

@@ -14,6 +14,7 @@ import torch
 
 from converters.foreign_text import named
 from converters.frontends.refusals import changes_state
+from converters.frontends.torch.writes import with_exact_writes
 from edgekit.errors import ModelFormatError, UnsupportedOpError
 from edgekit.tensors import Array
 
@@ -159,7 +160,9 @@ def _exported(program: Any) -> Any:
 
 
 def _onnx_program(program: Any) -> Any:
-    return torch.onnx.export(program, dynamo=True, external_data=False, opset_version=OPSET, verbose=False)
+    return torch.onnx.export(
+        with_exact_writes(program), dynamo=True, external_data=False, opset_version=OPSET, verbose=False
+    )
 
 
 def _name_layers(graph: Any) -> None:

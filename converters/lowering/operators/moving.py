@@ -22,7 +22,7 @@ def concat(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 
 @lowers("Pad")
 def pad(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Pad with a constant, by reflection, or with the edge; a negative pad removes elements."""
+    """Pad with a constant, by reflection, with the edge, or around; a negative pad removes elements."""
     source = required(inputs[0])
     amounts = _amounts(inputs, source.rank)
     cut = [(max(-before, 0), max(-behind, 0)) for before, behind in amounts]
@@ -33,6 +33,8 @@ def pad(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     mode = attrs.get("mode", "constant")
     if mode == "edge":
         return source.with_tensor(with_edges(source.tensor, {source.order[a]: pair for a, pair in enumerate(grow)}))
+    if mode == "wrap":
+        return _wrapped(source, grow)
     if mode not in ("constant", "reflect"):
         raise CannotLowerError(f"mode {mode}")
     fill = optional(inputs, 2)
@@ -41,6 +43,19 @@ def pad(inputs: Inputs, attrs: dict[str, Any]) -> Value:
     for axis, pair in enumerate(grow):
         pads[source.order[axis]] = pair
     return source.with_tensor(tf.pad(source.tensor, pads, mode.upper(), constant_values=value))
+
+
+def _wrapped(source: Value, grow: list[tuple[int, int]]) -> Value:
+    """`source` continued from its other end along each axis, as circular padding does."""
+    for axis, (before, behind) in enumerate(grow):
+        size = source.shape[axis]
+        copies = 1 + -(-before // size) + -(-behind // size)
+        if copies == 1:
+            continue
+        first = -before % size
+        joined = source.with_tensor(tf.concat([source.tensor] * copies, axis=source.order[axis]))
+        source = cut_ranges(joined, {axis: range(first, first + before + size + behind)})
+    return source
 
 
 def _amounts(inputs: Inputs, rank: int) -> list[tuple[int, int]]:

@@ -1,14 +1,16 @@
 import msgspec
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from converters.backends import Artifact, ConversionContext
 from converters.backends.onnx_cpu import OnnxCpuBackend
-from converters.candidates.candidate import make_candidate
+from converters.candidates.candidate import advice_of, make_candidate
 from converters.candidates.evidence import Evidence
 from converters.data.samples import Samples
 from converters.framework_process import TensorFlowProcess
 from converters.frontends.onnx import canonical
+from converters.graph.graph import Graph
 from converters.quality.judging import JudgedOutput
 from converters.quality.measured import Budget
 from converters.quality.metrics import find_metric
@@ -75,3 +77,21 @@ def test_sound_candidate_is_measured(make):
     assert found.measured.same
     assert np.isclose(found.measured.drop.value, 0.0)
     assert found.parity.agreement == 1.0
+
+
+def test_writes_that_meet_are_named_where_answers_differ():
+    """ONNX leaves open which write stays, and exporters drop the addition below opset 16."""
+    for reduction, named in (("none", True), ("add", False)):
+        node = helper.make_node("ScatterND", ["x", "i", "u"], ["y"], name="put", reduction=reduction)
+        graph = helper.make_graph(
+            [node],
+            "writes",
+            [
+                helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4]),
+                helper.make_tensor_value_info("i", TensorProto.INT64, ["n", 2, 2]),
+                helper.make_tensor_value_info("u", TensorProto.FLOAT, ["n", 2]),
+            ],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        assert ("Layer put writes" in advice_of(Graph(model))) == named

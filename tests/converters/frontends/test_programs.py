@@ -92,6 +92,18 @@ class Attending(nn.Module):
     def forward(self, x):
         return nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
 
+class Writing(nn.Module):
+    def forward(self, x):
+        y = x * 2
+        y[:, 0] = x[:, 1]
+        y[:, 2:4] = 0.5
+        y[..., -1] = 3.0
+        y[y > 2.5] = 1.0
+        z = torch.zeros(x.shape[0], 5, 6)
+        z[:, :, 2:] = y
+        z[:, 1] = z[:, 1] - 1
+        return z
+
 class Scaled(nn.Module):
     def forward(self, x, temperature):
         return x / temperature
@@ -117,6 +129,8 @@ save(export(Loop(), (left,)), folder + "/loop.pt2")
 save(export(Above(), (torch.rand(1, 8),)), folder + "/above.pt2")
 save(export(Attending(), (left,), dynamic_shapes=(rows,)), folder + "/attending.pt2")
 save(export(Scaled(), (left, torch.tensor(2.0)), dynamic_shapes=(rows, None)), folder + "/scaled.pt2")
+save(export(Writing(), (left,), dynamic_shapes=(rows,)), folder + "/writing.pt2")
+torch.onnx.export(Writing(), (left,), folder + "/writing.onnx", dynamo=True, dynamic_shapes=(rows,), verbose=False)
 torch.save(net, folder + "/whole.pt")
 """
 
@@ -382,6 +396,28 @@ def test_a_branch_that_a_constant_decides_is_folded_and_others_stay(name, branch
     np.testing.assert_allclose(found, expected, atol=1e-6)
     doubled = x.sum((1, 2)) > 0 if branches else np.ones(6, bool)
     np.testing.assert_allclose(found, np.where(doubled[:, None, None], 2 * x, x - 1), atol=1e-6)
+
+
+@with_torch
+@pytest.mark.heavy
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_writes_into_parts_of_a_tensor_are_read_as_the_program_has_them(suffix, programs, child):
+    """Columns, ranges, the last column, and where a mask is true: no list of places, whose size depends on the data."""
+    source = load_model(programs / f"writing.{suffix}", child)
+    assert not [node for node in source.graph.nodes if node.op_type == "NonZero"]
+    x = np.random.default_rng(0).normal(0, 1, (5, 5, 4)).astype(np.float32)
+    y = x * 2
+    y[:, 0] = x[:, 1]
+    y[:, 2:4] = 0.5
+    y[..., -1] = 3.0
+    y[y > 2.5] = 1.0
+    z = np.zeros((5, 5, 6), np.float32)
+    z[:, :, 2:] = y
+    z[:, 1] -= 1
+    (answer,) = source.graph.run({source.graph.inputs[0].name: x}).values()
+    np.testing.assert_allclose(answer, z, rtol=1e-6)
+    (own,) = source.answers({source.graph.inputs[0].name: x}).values()
+    np.testing.assert_allclose(own, z, rtol=1e-6)
 
 
 @with_torch

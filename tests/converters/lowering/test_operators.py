@@ -218,6 +218,7 @@ CASES = {
     "squeeze-unsqueeze": case([node("GlobalAveragePool", output="p"), node("Squeeze", ("p", "a"), "s"), node("Unsqueeze", ("s", "u"))], IMAGE, [1, 1, 4], {"a": ints(2, 3), "u": ints(1)}),
     "concat-channels": case([node("Conv", ("x", "w"), "c"), node("Concat", ("c", "x"), axis=1)], IMAGE, [1, 10, 9, 8], {"w": weights(6, 4, 1, 1)}),
     "pad": case([node("Pad", ("x", "p", "v"))], IMAGE, [1, 4, 12, 9], {"p": ints(0, 0, 1, 0, 0, 0, 2, 1), "v": np.float32(0.5)}),
+    "pad-around": case([node("Pad", ("x", "p"), mode="wrap")], IMAGE, [1, 9, 12, 9], {"p": ints(0, 5, 1, 0, 0, 0, 2, 1)}, opset=19),
     "constant-node": case([helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(weights(1, 4, 1, 1))), node("Mul", ("x", "k"))], IMAGE, IMAGE),
     "identity": case([node("Identity")], IMAGE, IMAGE),
     # activations
