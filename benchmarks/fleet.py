@@ -1,9 +1,10 @@
 """CPU, memory and time of a rollout to a whole fleet: real mosquitto, controller and agents.
 
-For each size the benchmark enrolls that many devices, runs their agents in one process (`edgekit simulate`: disks in
-memory, no inference), and rolls out a bundle of MODEL_BYTES in five waves. With KILLED_AT devices, broker and
-controller are killed once on the way and started again; afterwards the broker is restarted once more and its messages
-are counted. With the largest size, telemetry is sent at once to the controller and to a bare paho subscriber.
+For each size the benchmark enrolls that many devices, runs their agents in two processes (`edgekit simulate`: disks in
+memory, no inference), one for each core, and rolls out a bundle of MODEL_BYTES in five waves. With KILLED_AT devices it
+then rolls out a second bundle, during which broker and controller are killed once and started again. Afterwards it
+restarts the broker once more and counts its messages. With the largest size, telemetry is sent at once to the
+controller and to a bare paho subscriber.
 
     python -m benchmarks fleet               all sizes
     python -m benchmarks fleet -- 100 300    these; a second run goes on after the sizes that the first one has measured
@@ -24,7 +25,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from benchmarks.fleet_parts import broker_counts, count_lost, telemetry_cpu
+from benchmarks.fleet_parts import broker_counts, count_lost, device_names, group_sizes, telemetry_cpu
 from benchmarks.processes import cpu_of, peak_mib_of, pids_of
 from benchmarks.results import Figure, publish
 from edgekit.cli.common.numbers import Whole
@@ -36,7 +37,9 @@ from tests.simulators.bundles import write_bundle
 from tests.simulators.mosquitto import free_port, running_mosquitto
 
 SIZES = (100, 1000, 3000)
+TIMED_FROM = 1000  # a rollout to fewer devices takes less processor time than the steps of its waves take anyway
 KILLED_AT = 1000
+VERSIONS = ("1.0.0", "1.1.0")  # the second one is rolled out with kills
 MODEL_BYTES = 2 * 1024 * 1024
 WAVES = "1%,10%,25%,50%,100%"
 PROBATION_SECONDS = 5
@@ -67,15 +70,17 @@ class Site:
         """Prepare the registry, enroll the devices, and run broker, controller and devices."""
         (self.folder / "edgekit.toml").write_text(f'fleet = "bench"\nbroker = "{self.url}"\napi = ""\n')
         self.processes.run("edgekit registry init")
-        bundle = write_bundle(self.folder / "bundles", "digits", "1.0.0", TARGET, os.urandom(MODEL_BYTES))
-        self.processes.run(f"edgekit registry publish {bundle}")
+        for version in VERSIONS:
+            bundle = write_bundle(self.folder / "bundles", "digits", version, TARGET, os.urandom(MODEL_BYTES))
+            self.processes.run(f"edgekit registry publish {bundle}")
         self._enroll()
         state = open_fleet_state(f"sqlite:///{self.folder / 'edgekit.db'}", "bench")
         try:
             self.start_broker()
             self.start_controller()
-            connected = f"{self.devices} of {self.devices} connected"
-            self.processes.start("devices", f"edgekit simulate {self.devices}", ready=connected, timeout_seconds=1800)
+            for prefix, count in group_sizes(self.devices).items():
+                command = f"edgekit simulate {count} --prefix {prefix}"
+                self.processes.start(prefix, command, ready=f"{count} of {count} connected", timeout_seconds=1800)
             yield state
         finally:
             self.processes.stop_all()
@@ -94,8 +99,10 @@ class Site:
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds of each part since its first start, user and system."""
-        pids = {**pids_of(self.folder), "broker": self.broker_pid}
-        return {part: self._ended_cpu[part] + cpu_of(pids[part]) for part in PARTS}
+        pids = pids_of(self.folder)
+        parts = {"broker": [self.broker_pid], "controller": [pids["controller"]]}
+        parts["devices"] = [pids[prefix] for prefix in group_sizes(self.devices)]
+        return {part: self._ended_cpu[part] + sum(map(cpu_of, parts[part])) for part in PARTS}
 
     def kill(self, part: str) -> None:
         """Kill the broker or the controller, and start it again."""
@@ -115,9 +122,9 @@ class Site:
         with log, (self.folder / "enroll.log").open("w") as file:
             log.enter_context(contextlib.redirect_stdout(file))
             log.enter_context(contextlib.redirect_stderr(file))
-            for number in range(1, self.devices + 1):
-                folder = self.folder / "devices" / f"sim-{number}"
-                words = [*options, f"sim-{number}", "--target", TARGET, "-o", str(folder)]
+            for device in device_names(self.devices):
+                folder = self.folder / "devices" / device
+                words = [*options, device, "--target", TARGET, "-o", str(folder)]
                 edgekit.main(words, "edgekit", standalone_mode=False)
                 with (folder / "agent.toml").open("a") as settings:
                     settings.write(f"probation_seconds = {PROBATION_SECONDS}\n")
@@ -168,8 +175,9 @@ def _one_size(devices: int, *, kill: bool, telemetry: bool) -> _OneSize:
     with tempfile.TemporaryDirectory(prefix="edgekit-bench-fleet-") as name:
         site = Site(Path(name), devices)
         with site.running() as state:
-            figures, seconds = _measure(site, state, kill=kill)
+            figures, seconds = _measure(site, state)
             if kill:
+                figures.append(_killed(site, state))
                 figures += broker_counts(site.url, site.kill, devices)
             if telemetry:
                 figures.append(telemetry_cpu(site.folder, site.url, state, devices, site.processes))
@@ -182,7 +190,7 @@ def _commit() -> str:
     return subprocess.run(words, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def _measure(site: Site, state: FleetState, *, kill: bool) -> tuple[list[Figure], float]:
+def _measure(site: Site, state: FleetState) -> tuple[list[Figure], float]:
     """Figures of one rollout, and the controller's CPU seconds for each device."""
     label = f"{site.devices} devices"
     before = site.cpu()
@@ -190,16 +198,15 @@ def _measure(site: Site, state: FleetState, *, kill: bool) -> tuple[list[Figure]
     idle = {part: (seconds - before[part]) / IDLE_SECONDS * 1e3 for part, seconds in site.cpu().items()}
     figures = [Figure(f"{label}: {part}, idle", spent, "ms CPU/s") for part, spent in idle.items()]
     before, begun = site.cpu(), time.monotonic()
-    rollout = _roll_out(site, state, kill=kill)
+    rollout = _roll_out(site, state, VERSIONS[0], kill=False)
     wall = time.monotonic() - begun
     spent = {part: seconds - before[part] for part, seconds in site.cpu().items()}
-    note = ", ".join(f"{count} {name.lower()}" for name, count in rollout.counts().items() if count)
-    note += "; broker and controller killed once" if kill else ""
-    figures.append(Figure(f"{label}: devices lost", count_lost(rollout, state), "devices", 0.0, note=note))
+    figures.append(Figure(f"{label}: devices lost", count_lost(rollout, state), "devices", 0.0, note=_counts(rollout)))
     waits = PROBATION_SECONDS * len(rollout.plan.waves)
     note = f"{wall:.0f} s less {waits} s of probation, over half of {sum(spent.values()):.0f} CPU s"
     busy = (wall - waits) / (sum(spent.values()) / 2)
-    figures.append(Figure(f"{label}: time over CPU time of two cores", busy, "times", 1.3, note=note))
+    reach = 1.3 if site.devices >= TIMED_FROM else None
+    figures.append(Figure(f"{label}: time over CPU time of two cores", busy, "times", reach, note=note))
     figures += [Figure(f"{label}: {part}", spent[part] / site.devices * 1e3, "ms CPU/device") for part in PARTS]
     ratio = spent["controller"] / max(spent["broker"], 0.01)
     figures.append(Figure(f"{label}: controller CPU over broker CPU", ratio, "times", 3.0, note="during the rollout"))
@@ -209,13 +216,26 @@ def _measure(site: Site, state: FleetState, *, kill: bool) -> tuple[list[Figure]
     return figures, spent["controller"] / site.devices
 
 
-def _roll_out(site: Site, state: FleetState, *, kill: bool) -> Rollout:
+def _killed(site: Site, state: FleetState) -> Figure:
+    """Devices that a rollout lost, during which broker and controller were killed once."""
+    begun = time.monotonic()
+    rollout = _roll_out(site, state, VERSIONS[1], kill=True)
+    note = f"{_counts(rollout)}; {time.monotonic() - begun:.0f} s"
+    lost = count_lost(rollout, state)
+    return Figure(f"{site.devices} devices: lost, broker and controller killed", lost, "devices", 0.0, note=note)
+
+
+def _counts(rollout: Rollout) -> str:
+    return ", ".join(f"{count} {name.lower()}" for name, count in rollout.counts().items() if count)
+
+
+def _roll_out(site: Site, state: FleetState, version: str, *, kill: bool) -> Rollout:
     options = f"--waves {WAVES} --device-deadline {ROLLOUT_SECONDS}"
-    site.processes.run(f"edgekit rollout start digits 1.0.0 {options}")
+    site.processes.run(f"edgekit rollout start digits {version} {options}")
     to_kill = {"broker": 0.2, "controller": 0.4} if kill else {}
     deadline = time.monotonic() + ROLLOUT_SECONDS
     while True:
-        found = state.rollouts.documents(limit=1)[0]
+        found = state.rollouts.documents(limit=1)[0]  # the newest
         if found.state == RolloutState.FINISHED.value:
             return state.rollouts.all()[-1]
         if found.state != RolloutState.RUNNING.value or time.monotonic() > deadline:

@@ -33,6 +33,18 @@ WINDOW_SECONDS = 10
 STEADY_WINDOWS, RESTARTED_WINDOWS = 3, 6
 ROUNDS = 2
 SESSION = 10**9  # above that of the agents
+GROUPS = ("sim-a", "sim-b")  # one process of simulated devices for each of two cores
+
+
+def group_sizes(devices: int) -> dict[str, int]:
+    """Devices of each group, by the prefix of their names; groups without devices are left out."""
+    sizes = {prefix: (devices + at) // len(GROUPS) for at, prefix in enumerate(reversed(GROUPS))}
+    return {prefix: count for prefix, count in sizes.items() if count}
+
+
+def device_names(devices: int) -> list[str]:
+    """Names of a fleet's devices."""
+    return [f"{prefix}-{n}" for prefix, count in group_sizes(devices).items() for n in range(1, count + 1)]
 
 
 def count_lost(rollout: Rollout, state: FleetState) -> int:
@@ -88,7 +100,8 @@ async def _received(url: str) -> float:
 
 def telemetry_cpu(folder: Path, url: str, state: FleetState, devices: int, processes: Processes) -> Figure:
     """CPU of the controller for the telemetry of all devices, over that of a bare subscriber that decodes it."""
-    processes.stop("devices")
+    for prefix in group_sizes(devices):
+        processes.stop(prefix)
     _until_quiet(folder)
     messages = ROUNDS * devices
     command = [sys.executable, "-m", "benchmarks.fleet_parts", url, str(messages)]
@@ -137,8 +150,7 @@ async def _send(url: str, devices: int) -> None:
     counts = tuple(range(1, 30))
     sketches = {"latency/digits": Sketch(-2, 4, counts, 1.1, 8.1, sum(counts))}
     for number in range(1, ROUNDS + 1):
-        for device in range(1, devices + 1):
-            name = f"sim-{device}"
+        for name in device_names(devices):
             counters = {f"requests_{route}": 10.0 for route in ("local", "cloud", "degraded")}
             sent = Telemetry(name, time.time(), 60.0, counters, sketches, SESSION, number)
             await transport.publish(topics.device(FLEET, name, "telemetry"), encode(sent), qos=1)

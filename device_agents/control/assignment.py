@@ -125,7 +125,7 @@ class AssignmentFollower:
         self._accepted, self._turn, self.held = None, Turn(), {}
         self._followed = (self._payload, assignment)
         self._follow(assignment)
-        self._link.changed()
+        self._link.changed_a_step()  # the steps that follow from it are often quicker, and share its report
 
     async def _wait_for_turn(self, assignment: Assignment) -> None:
         """Obey the fleet's hints before a change: wait while it is paused, then for a random part of the spread."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from device_agents.control.crash_events import Crashed
 from device_agents.control.link import ControlLink
-from device_agents.deployment import Shadowed, Uninstalled, UpdateEvent, UpdateRecord
+from device_agents.deployment import Shadowed, Uninstalled, UpdateEvent, UpdateRecord, UpdateState
 from edgekit.mqtt import messages
 from edgekit.protocols import Clock
 from edgekit.serving.models.memory_growth import Grown, growth_text
@@ -37,6 +37,7 @@ class EventSender:
 
     def send_step(self, model: str, before: UpdateRecord, after: UpdateRecord, event: UpdateEvent) -> None:
         """Send the outcome or the delay that a step of an update brought, and report a changed state."""
+        self._link.settling(after.name is UpdateState.CLEANING)
         if after.outcome is not None and after.outcome != before.outcome:
             outcome = after.outcome
             detail = {"version": outcome.version, "digest": outcome.deployment}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import deque
@@ -26,6 +27,7 @@ MAX_QUEUED_EVENTS = 100
 MOST_EVENTS, EVENTS_SECONDS = 10, 60.0
 MAX_COMMANDS = 16
 STEP_SECONDS = 2.0
+SETTLE_SECONDS = 0.5  # a report waits for so long at most until an update that has ended is cleaned up
 HEARTBEAT_SHARE = 0.8, 1.0
 
 
@@ -69,7 +71,8 @@ class ControlLink:
         self._device, self._fleet, self._session = device, fleet, session
         self._heartbeat_seconds, self._report = heartbeat_seconds, report
         self._queued: deque[tuple[str, bytes]] = deque(maxlen=MAX_QUEUED_EVENTS)  # kind of topic, payload
-        self._changed = asyncio.Event()
+        self._changed, self._settled = asyncio.Event(), asyncio.Event()
+        self._settled.set()
         self._repeats = Repeats(MOST_EVENTS, EVENTS_SECONDS)
         self._step: asyncio.TimerHandle | None = None
         self._birth_sent = False
@@ -109,6 +112,13 @@ class ControlLink:
         """Send a report within STEP_SECONDS, because an update took a step: steps of that time share one report."""
         if self._step is None:
             self._step = asyncio.get_running_loop().call_later(STEP_SECONDS, self.changed)
+
+    def settling(self, settling: bool) -> None:
+        """Say that an update ends, whose last step follows at once: one report tells both. False once it has."""
+        if settling:
+            self._settled.clear()
+        else:
+            self._settled.set()
 
     def event(self, event: messages.Event) -> None:
         """Send one event as soon as there is a broker; at most MAX_QUEUED_EVENTS wait, and the oldest are dropped.
@@ -167,6 +177,9 @@ class ControlLink:
                 await within(self._heartbeat_seconds * random.uniform(*HEARTBEAT_SHARE), self._changed.wait())
             except asyncio.TimeoutError:
                 log.debug("heartbeat")
+            with contextlib.suppress(asyncio.TimeoutError):
+                await within(SETTLE_SECONDS, self._settled.wait())
+            self._settled.set()
             self._changed.clear()
             self._forget_step()
             if self._transport.connected:

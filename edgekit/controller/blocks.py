@@ -14,7 +14,7 @@ import msgspec
 
 from edgekit.bundle.manifest import BLOCK_BYTES, SHA256
 from edgekit.controller.broadcasts import BroadcastService
-from edgekit.controller.leases import WINDOW_BLOCKS, Leases, max_transfers
+from edgekit.controller.leases import WINDOW_BLOCKS, Leases
 from edgekit.controller.requests import BusyError, RequestService, check_id
 from edgekit.errors import DataError, NotFoundError, StoreError
 from edgekit.mqtt.limits import MIN_PART_BYTES, part_bytes
@@ -37,8 +37,8 @@ class BlockService(RequestService):
         fleet, transport: As RequestService.
         store: The registry's store.
         clock: Time for leases and for the cache.
-        broker_budget_bytes: Bytes that may be on the way to devices at one time, one window each. Further devices get
-            the error ``busy`` with a time to retry.
+        broker_budget_bytes: Bytes that may be on the way to devices at one time, up to one window each. Further devices
+            get the error ``busy`` with a time to retry.
         urls: Returns the HTTP URLs of a blob for its digest; called in a thread.
         refused: Returns why a device gets no blocks; empty for one that does.
         gather_seconds: As BroadcastService.
@@ -61,7 +61,7 @@ class BlockService(RequestService):
         super().__init__(fleet=fleet, kind="blocks", transport=transport, answers_here=answers_here)
         self._store = store
         self._clock = clock
-        self.leases = Leases(max_transfers(broker_budget_bytes))
+        self.leases = Leases(broker_budget_bytes)
         self._urls = urls
         self._refused = refused
         self._cache = BlockCache(CACHE_BYTES, CACHE_SECONDS, clock)
@@ -100,7 +100,7 @@ class BlockService(RequestService):
         if packet == BLOCK_BYTES and self.broadcasts.request(device, request, total):
             self.leases.release(device, self._clock.monotonic())
             raise BusyError("a broadcast of this blob is in progress", 0.0, broadcast=True)
-        self._admit(device, last=request.left == 0)
+        self._admit(device, request, size)
         wanted = list(itertools.islice(_indexes(request.ranges, total), min(request.credit, MAX_CREDIT)))
         most = min(packet, request.part_bytes) if request.part_bytes else BLOCK_BYTES
         for run in _runs(wanted):
@@ -121,8 +121,10 @@ class BlockService(RequestService):
         if request.part_bytes and request.part_bytes < MIN_PART_BYTES:
             raise DataError(f"part_bytes is {request.part_bytes}, expected 0 or at least {MIN_PART_BYTES}")
 
-    def _admit(self, device: str, *, last: bool) -> None:
-        retry_seconds = self.leases.request(device, self._clock.monotonic(), last=last)
+    def _admit(self, device: str, request: BlocksRequest, size: int) -> None:
+        missing = (request.credit + request.left) * BLOCK_BYTES if request.left >= 0 else size
+        last = request.left == 0
+        retry_seconds = self.leases.request(device, self._clock.monotonic(), size=min(size, missing), last=last)
         if retry_seconds:
             raise BusyError(f"{self.leases.active} transfers are in progress", retry_seconds)
 

@@ -16,7 +16,14 @@ from edgekit.mqtt import topics
 from edgekit.mqtt.limits import broadcast_blocks
 from edgekit.mqtt.messages import BlocksRequest, BroadcastBlocks, BroadcastClaim, decode, encode
 from edgekit.protocols import Clock, Message, Transport
-from edgekit.transfer.broadcast import GATHER_SECONDS, Broadcast, WaitingDevices, bits_of, bytes_per_second
+from edgekit.transfer.broadcast import (
+    GATHER_PARTS,
+    GATHER_SECONDS,
+    Broadcast,
+    WaitingDevices,
+    bits_of,
+    bytes_per_second,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +43,7 @@ class BroadcastService:
         fleet, transport, clock: As BlockService.
         read: Reads consecutive blocks of a blob.
         broker_budget_bytes: Bytes that a broker may have to buffer when no device reads.
-        gather_seconds: Time in which further devices can join before the first block.
+        gather_seconds: Longest time in which further devices can join before the first block.
 
     Attributes:
         started: Number of broadcasts that sent blocks.
@@ -125,7 +132,7 @@ class BroadcastService:
     async def _run(self, digest: str, broadcast: Broadcast) -> None:
         try:
             self._claim(digest, BroadcastClaim(self._name, seconds=self._seconds(broadcast)))
-            await asyncio.sleep(self._gather_seconds)
+            await self._gather(broadcast)
             if self._elsewhere.get(digest, 0.0) > self._clock.monotonic():
                 return  # the other controller was first
             self._sending.add(digest)
@@ -142,6 +149,14 @@ class BroadcastService:
         finally:
             self._sending.discard(digest)
             del self._broadcasts[digest]
+
+    async def _gather(self, broadcast: Broadcast) -> None:
+        """Wait as long as further devices join, up to the longest time."""
+        for _ in range(GATHER_PARTS):
+            known = len(broadcast.devices)
+            await asyncio.sleep(self._gather_seconds / GATHER_PARTS)
+            if len(broadcast.devices) == known:
+                return
 
     async def _send(self, digest: str, broadcast: Broadcast) -> None:
         topic = topics.broadcast(self._fleet, digest)

@@ -71,8 +71,11 @@ class RequestService(abc.ABC):
         self.failures = 0
 
     async def start(self) -> None:
-        """Subscribe to requests; controllers share them if the broker supports shared subscriptions."""
-        await self._transport.subscribe(topics.request(self._fleet, self._kind, "+"), self._take, group=GROUP)
+        """Subscribe to requests; controllers share them if the broker supports shared subscriptions.
+
+        With QoS 0: a device repeats a request that gets no answer, so an acknowledgement of each would only cost time.
+        """
+        await self._transport.subscribe(topics.request(self._fleet, self._kind, "+"), self._take, qos=0, group=GROUP)
 
     async def stop(self) -> None:
         """Cancel the answers in progress."""

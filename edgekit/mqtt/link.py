@@ -26,6 +26,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgekit.errors import PacketTooLargeError, TransportError
 from edgekit.mqtt.address import explain_failure
+from edgekit.mqtt.buffered_client import BufferedClient
 from edgekit.mqtt.limits import ADVISED_BYTES, PACKET_OVERHEAD_BYTES, too_large
 from edgekit.mqtt.options import TransportOptions
 from edgekit.mqtt.outbox import MAX_INFLIGHT, Outbox
@@ -105,7 +106,7 @@ class Link:
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._acknowledgements: dict[int, asyncio.Future[Sequence[ReasonCode]]] = {}
         self.packet_limit = options.max_payload_bytes + PACKET_OVERHEAD_BYTES
-        self._attached = False
+        self._attached = self._waits_to_write = False
         self._misc: asyncio.TimerHandle | None = None
         self._client = self._make_client()
 
@@ -191,8 +192,7 @@ class Link:
             raise TransportError("connection lost")
         self._attached = True
         self._loop.add_reader(sock.fileno(), self._readable)
-        if self._client.want_write():
-            self._loop.add_writer(sock.fileno(), self._client.loop_write)
+        self._write()
         self._misc = self._loop.call_later(MISC_SECONDS, self._tick)
 
     def _end(self, reason: str) -> None:
@@ -282,9 +282,9 @@ class Link:
 
     # --- paho's hooks and callbacks, which must not raise
 
-    def _make_client(self) -> Client:
+    def _make_client(self) -> BufferedClient:
         target, options = self._target, self._options
-        client = Client(
+        client = BufferedClient(
             CallbackAPIVersion.VERSION2,
             client_id=target.client_id,
             clean_session=None if self.protocol == "5" else True,
@@ -322,12 +322,16 @@ class Link:
     def _readable(self) -> None:
         try:
             self._client.loop_read()
-            # TLS: bytes that OpenSSL has already read do not make the file descriptor readable.
-            while isinstance(sock := self._client.socket(), ssl.SSLSocket) and sock.pending():
+            while self._client.buffered or self._pending_tls():
                 self._client.loop_read()
         except Exception as error:  # paho raises many errors for malformed packets; they end this connection only
             log.warning("broker %s:%d: unreadable packet", self._target.host, self._target.port, exc_info=True)
             self.drop(f"unreadable packet: {error}")
+
+    def _pending_tls(self) -> bool:
+        """True for bytes that OpenSSL has already read: they do not make the file descriptor readable."""
+        sock = self._client.socket()
+        return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
     def _tick(self) -> None:
         self._misc = self._loop.call_later(MISC_SECONDS, self._tick)
@@ -340,11 +344,22 @@ class Link:
 
     def _want_write(self, client: Client, userdata: Any, sock: Any) -> None:
         if self._attached:  # before that, the connecting thread runs; `_attach` checks for bytes to write
-            self._loop.add_writer(sock.fileno(), client.loop_write)
+            self._loop.call_soon(self._write)
 
     def _unwant_write(self, client: Client, userdata: Any, sock: Any) -> None:
-        if self._attached and sock.fileno() >= 0:
+        if self._waits_to_write and sock.fileno() >= 0:
             self._loop.remove_writer(sock.fileno())
+        self._waits_to_write = False
+
+    def _write(self) -> None:
+        """Send what this turn of the loop has queued; watch the socket only where it does not accept all of it."""
+        if self.closed.done():
+            return
+        self._client.loop_write()
+        sock = self._client.socket()
+        if sock is not None and self._client.want_write() and not self._waits_to_write:
+            self._waits_to_write = True
+            self._loop.add_writer(sock.fileno(), self._client.loop_write)
 
     def _connected(self, client: Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         if self._accepted.done():

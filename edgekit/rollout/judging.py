@@ -13,6 +13,7 @@ FAILURES = ("failed", "rolled-back", "refused")
 ROLLED_BACK = "rolled-back"
 SILENT = "silent"
 COMPARING = "SHADOWING"  # as devices report it
+SETTLED = ("IDLE", "CLEANING")  # what runs is committed: only files that are no longer needed are removed
 MAX_REASON = 500
 MAX_WAITING_REASON = 63
 
@@ -176,12 +177,12 @@ def _waiting(progress: DeviceProgress, status: DeviceStatus) -> Waiting | None:
 
 def _runs(progress: DeviceProgress, status: DeviceStatus) -> bool:
     running = status.running
-    return running is not None and running.digest == progress.digest and running.state == "IDLE"
+    return running is not None and running.digest == progress.digest and running.state in SETTLED
 
 
 def _runs_another(progress: DeviceProgress, status: DeviceStatus) -> bool:
     running = status.running
-    return running is not None and running.digest not in ("", progress.digest) and running.state == "IDLE"
+    return running is not None and running.digest not in ("", progress.digest) and running.state in SETTLED
 
 
 def _failure(digest: str, status: DeviceStatus) -> Outcome | None:

@@ -83,8 +83,8 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     broker_budget_bytes: Annotated[
         Count,
         Meta(
-            description="Most block bytes in flight to devices at one time. A device takes a window of 1 MiB; when all "
-            "windows are taken, the controller tells further devices when to ask again."
+            description="Most block bytes in flight to devices at one time. A device takes what it misses, at most "
+            "1 MiB; when all is taken, the controller tells further devices when to ask again."
         ),
     ] = 16 * 1024**2
     blob_urls: Annotated[

@@ -190,7 +190,7 @@ class MemoryDisk:
 
     def __init__(self, capacity: int = 1 << 40) -> None:
         self.capacity = capacity
-        self.files: dict[str, bytes] = {}
+        self.files: dict[str, bytes | bytearray] = {}
         self.folders: set[str] = {""}
 
     def path(self, name: str) -> Path:
@@ -232,13 +232,16 @@ class MemoryDisk:
         split_name(name)
         old = self.files.get(name, b"")
         self._reserve(size - len(old))
-        self.files[name] = old[:size].ljust(size, b"\0")
+        self.files[name] = bytearray(old[:size].ljust(size, b"\0"))
 
     def write_at(self, name: str, offset: int, data: bytes) -> None:
         """Write into an existing file."""
-        old = self._file(name)
-        self._reserve(max(0, offset + len(data) - len(old)))
-        self.files[name] = old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]
+        file = self._file(name)
+        self._reserve(max(0, offset + len(data) - len(file)))
+        if not isinstance(file, bytearray):  # to copy the whole file for each block would take most of a simulation
+            file = self.files[name] = bytearray(file)
+        file.extend(bytes(max(0, offset - len(file))))
+        file[offset : offset + len(data)] = data
 
     def sync(self, name: str) -> None:
         """Check that the file or folder exists."""
@@ -268,7 +271,7 @@ class MemoryDisk:
         """Free space in bytes."""
         return max(0, self.capacity - sum(map(len, self.files.values())))
 
-    def _file(self, name: str) -> bytes:
+    def _file(self, name: str) -> bytes | bytearray:
         split_name(name)
         try:
             return self.files[name]

@@ -74,7 +74,7 @@ class FaultyDisk(MemoryDisk):
         self._change("sync", name)
         super().sync(name)
         if name in self.files:
-            self.durable[name] = self.files[name]
+            self.durable[name] = bytes(self.files[name])
 
     def rename(self, source: str, target: str) -> None:
         """Rename a file: the name is durable, the durable bytes are those of the last sync."""

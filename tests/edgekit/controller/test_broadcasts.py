@@ -321,3 +321,14 @@ async def test_devices_that_know_no_waves_are_answered():
         service = await made.controller()
         request = BlocksRequest("r", DIGEST, (), 4)
         assert not any(service.broadcasts.request(f"old-{number}", request, BLOCKS) for number in range(10))
+
+
+async def test_the_gathering_ends_when_no_more_devices_come():
+    """All devices of a wave ask together: the first block need not wait for the longest time."""
+    async with site() as fleet:
+        service = await fleet.controller(gather=8.0)
+        await fleet.devices(6)
+        begun = time.monotonic()
+        await fleet.until(lambda: service.broadcasts.started)
+        assert time.monotonic() - begun < 7.0
+        await fleet.finish()

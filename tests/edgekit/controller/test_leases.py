@@ -13,24 +13,64 @@ from device_agents.download.block_fetcher import BlockFetcher
 from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.clock import SystemClock
 from edgekit.controller.blocks import BlockService
-from edgekit.controller.leases import LAST_SECONDS, LEASE_IDLE_SECONDS, MAX_RETRY_SECONDS, Leases, max_transfers
+from edgekit.controller.leases import LAST_SECONDS, LEASE_IDLE_SECONDS, MAX_RETRY_SECONDS, WINDOW_BYTES, Leases
 from edgekit.mqtt.messages import Answer, decode
 from edgekit.registry import blob_name
 from edgekit.storage.stores import open_store
 from tests.simulators.transport import MemoryBroker, MemoryTransport, connect
 
 FLEET = "test"
-WINDOW_BYTES = 16 * BLOCK_BYTES
 
 
-def test_a_budget_is_a_number_of_windows():
+@pytest.mark.parametrize(("windows", "served"), [(0, 1), (1, 1), (3.9, 3), (4, 4)])
+def test_a_budget_holds_whole_windows(windows, served):
     """One window a device; a budget smaller than one still serves one device."""
-    assert [max_transfers(n) for n in (0, WINDOW_BYTES, 4 * WINDOW_BYTES - 1, 4 * WINDOW_BYTES)] == [1, 1, 3, 4]
+    leases = Leases(int(windows * WINDOW_BYTES))
+    assert [leases.request(f"d{n}", 0.0) == 0.0 for n in range(6)].count(True) == served
+    assert leases.bytes == served * WINDOW_BYTES
+
+
+def test_small_blobs_take_their_own_bytes():
+    """500 devices that fetch a manifest at the same time need no window each, and none of them waits."""
+    leases = Leases(2 * WINDOW_BYTES)
+    assert [leases.request(f"d{n}", 0.0, size=2_000, last=True) for n in range(500)] == [0.0] * 500
+    assert leases.bytes == 500 * 2_000
+    assert leases.request("large", 0.0) == 0.0
+    assert leases.request("larger", 0.0) > 0.0
+
+
+def test_a_few_last_bytes_overtake_those_that_wait_for_a_window():
+    """They have room although no window has, so their device need not wait for its turn."""
+    leases = Leases(2 * WINDOW_BYTES)
+    leases.request("a", 0.0)
+    leases.request("b", 0.0, size=WINDOW_BYTES // 2)
+    assert leases.request("c", 0.0) > 0.0
+    assert leases.request("small", 0.0, size=BLOCK_BYTES, last=True) == 0.0
+    assert leases.request("not last", 0.0, size=BLOCK_BYTES) > 0.0
+
+
+def test_a_lease_grows_only_where_the_budget_has_room():
+    """Devices that have fetched a manifest wait for the windows of the model's file, as others do."""
+    leases = Leases(2 * WINDOW_BYTES)
+    for number in range(4):
+        assert leases.request(f"d{number}", 0.0, size=2_000, last=True) == 0.0
+    assert [leases.request(f"d{number}", 0.1) == 0.0 for number in range(4)] == [True, False, False, False]
+    assert leases.bytes == WINDOW_BYTES + 3 * 2_000
+
+
+def test_a_renewed_lease_keeps_the_bytes_that_are_on_the_way():
+    """The request for the last block does not say that the blocks before it have arrived."""
+    leases = Leases(2 * WINDOW_BYTES)
+    leases.request("a", 0.0)
+    leases.request("a", 0.1, size=BLOCK_BYTES, last=True)
+    assert leases.bytes == WINDOW_BYTES
+    leases.request("b", 0.1 + LAST_SECONDS, size=BLOCK_BYTES, last=True)
+    assert leases.bytes == BLOCK_BYTES
 
 
 def test_first_come_first_served():
     """A free lease goes to the device that has waited longest, even if a later one asks first."""
-    leases = Leases(1)
+    leases = Leases(WINDOW_BYTES)
     assert leases.request("a", 0.0) == 0.0
     assert leases.request("b", 0.1) > 0.0
     assert leases.request("c", 0.2) > 0.0
@@ -42,7 +82,7 @@ def test_first_come_first_served():
 
 def test_who_does_not_come_back_loses_its_turn():
     """A device that disconnected while it waited does not block a lease for ever."""
-    leases = Leases(1)
+    leases = Leases(WINDOW_BYTES)
     leases.request("a", 0.0, last=True)
     leases.request("gone", 0.0)
     assert leases.request("c", 2.0) > 0.0
@@ -51,7 +91,7 @@ def test_who_does_not_come_back_loses_its_turn():
 
 def test_a_silent_transfer_gives_its_place_back():
     """The lease of a silent device ends after a while, that of a finished one at once."""
-    leases = Leases(1)
+    leases = Leases(WINDOW_BYTES)
     leases.request("a", 0.0)
     assert leases.request("b", LEASE_IDLE_SECONDS - 0.1) > 0.0
     assert leases.request("b", LEASE_IDLE_SECONDS + 0.1) == 0.0
@@ -61,15 +101,17 @@ def test_a_silent_transfer_gives_its_place_back():
 
 @given(
     st.integers(1, 5),
-    st.lists(st.tuples(st.integers(0, 9), st.floats(0, 4), st.booleans()), max_size=80),
+    st.lists(
+        st.tuples(st.integers(0, 9), st.floats(0, 4), st.booleans(), st.integers(0, 2 * WINDOW_BYTES)), max_size=80
+    ),
 )
-def test_no_order_of_requests_makes_too_many_leases(places, requests):
-    """For any order of requests the number of leases stays within the limit, and every retry time is in its range."""
-    leases, now = Leases(places), 0.0
-    for device, wait, last in requests:
+def test_no_order_of_requests_exceeds_the_budget(places, requests):
+    """For any order of requests the bytes stay within the budget, and every retry time is in its range."""
+    leases, now = Leases(places * WINDOW_BYTES), 0.0
+    for device, wait, last, size in requests:
         now += wait
-        retry = leases.request(f"d{device}", now, last=last)
-        assert leases.active <= places
+        retry = leases.request(f"d{device}", now, last=last, size=size)
+        assert 0 <= leases.bytes <= places * WINDOW_BYTES
         assert 0.0 <= retry <= MAX_RETRY_SECONDS
 
 
@@ -77,7 +119,7 @@ def test_no_order_of_requests_makes_too_many_leases(places, requests):
 def test_everybody_has_a_turn(places):
     """200 devices that retry at the given times are all served, roughly in the order of their first request."""
     luck = random.Random(7)
-    leases = Leases(places)
+    leases = Leases(places * WINDOW_BYTES)
     asks = sorted((luck.uniform(0, 1), f"d{n}") for n in range(200))
     arrived, served = [name for _, name in asks], []
     now = 0.0
@@ -105,14 +147,14 @@ class Fleet:
         self.service = BlockService(
             fleet=FLEET, transport=self.desk, store=store, clock=SystemClock(), broker_budget_bytes=budget_bytes
         )
-        self.most_served = 0
+        self.most_bytes = 0
         self.hints = []
         self.broker.tap = self._tap
 
     def _tap(self, client, message):
         if client != "controller":
             answer = decode(message.payload, Answer)
-            self.most_served = max(self.most_served, self.service.leases.active)
+            self.most_bytes = max(self.most_bytes, self.service.leases.bytes)
             self.hints += [answer.retry_seconds] if answer.error else []
         return [message]
 
@@ -130,9 +172,10 @@ class Fleet:
 
 
 async def test_a_whole_fleet_fetches_within_the_budget(tmp_path):
-    """24 real fetchers and 8 leases: all get the blob, at most 8 are served at once, the others get a retry time."""
+    """24 real fetchers of 6 blocks, and a budget for 8 of them: all get the blob, the others get a retry time."""
     blob = bytes(range(256)) * 256 * 5 + b"tail"
-    fleet = Fleet(tmp_path, 8 * WINDOW_BYTES, blob)
+    budget = 8 * 6 * BLOCK_BYTES
+    fleet = Fleet(tmp_path, budget, blob)
     await connect(fleet.desk)
     await fleet.service.start()
     try:
@@ -141,14 +184,14 @@ async def test_a_whole_fleet_fetches_within_the_budget(tmp_path):
         await fleet.service.stop()
         await fleet.desk.stop()
     assert set(fetched) == {blob}
-    assert 0 < fleet.most_served <= 8
+    assert 0 < fleet.most_bytes <= budget
     assert fleet.hints
     assert all(0 < hint <= MAX_RETRY_SECONDS for hint in fleet.hints)
 
 
 def test_who_listens_to_a_wave_leaves_its_place():
     """The next device gets the lease at once, and the listening device is no longer in the queue."""
-    leases = Leases(1)
+    leases = Leases(WINDOW_BYTES)
     assert leases.request("a", 0.0) == 0.0
     assert leases.request("b", 0.0) > 0.0
     leases.release("b", 0.0)
