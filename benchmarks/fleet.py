@@ -44,6 +44,8 @@ MODEL_BYTES = 2 * 1024 * 1024
 WAVES = "1%,10%,25%,50%,100%"
 PROBATION_SECONDS = 5
 TARGET = "raspberry-pi-4"
+# Four times the default of the budget, as for a broker with some memory: a broadcast to N devices has its pace from it.
+SETTINGS = 'fleet = "bench"\nbroker = "{broker}"\napi = ""\nbroker_budget_bytes = 67_108_864\n'
 IDLE_SECONDS = 20.0
 ROLLOUT_SECONDS = 3600.0
 KEPT = Path(".bench") / "fleet"
@@ -68,7 +70,7 @@ class Site:
     @contextlib.contextmanager
     def running(self) -> Iterator[FleetState]:
         """Prepare the registry, enroll the devices, and run broker, controller and devices."""
-        (self.folder / "edgekit.toml").write_text(f'fleet = "bench"\nbroker = "{self.url}"\napi = ""\n')
+        (self.folder / "edgekit.toml").write_text(SETTINGS.format(broker=self.url))
         self.processes.run("edgekit registry init")
         for version in VERSIONS:
             bundle = write_bundle(self.folder / "bundles", "digits", version, TARGET, os.urandom(MODEL_BYTES))

@@ -41,6 +41,17 @@ async def test_an_assignment_ends_in_a_committed_bundle_and_a_signed_report(desk
     assert device.disk.list("incoming") == []
 
 
+async def test_the_end_of_an_update_takes_one_report(desk, device):
+    """It tells the outcome and that the device rests; two reports would cost the controller another verification."""
+    await device.until(lambda: desk.said("reported"))
+    before = len(desk.said("reported"))
+    desk.assign(desk.publish("1.0.0"))
+    await reports(device, lambda r: r.outcomes)
+    sent = [open_envelope(one, messages.Reported, device.signer.public_key) for one in desk.said("reported")[before:]]
+    assert sent[-1].models["digits"].state == "IDLE"
+    assert all(one.models["digits"].state != "CLEANING" for one in sent)
+
+
 async def test_a_second_version_goes_to_the_other_slot_and_fetches_only_what_differs(desk, device):
     """The old bundle stays whole beside the new one, and blocks that both share are not sent again."""
     desk.assign(desk.publish("1.0.0"))

@@ -6,14 +6,16 @@ import math
 import sys
 from array import array
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import DataError
 from edgekit.tensors import Array, DType
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 DATATYPES = {
     "BOOL": DType.BOOL,
