@@ -82,7 +82,8 @@ def insert_missed(
         event = Event(report.device, kind, outcome.at, model, outcome.error, outcome.message, detail)
         names = {"of_device": report.device, "of_kind": untrusted_text(kind, 63), "of_model": untrusted_text(model, 63)}
         times = {"low": outcome.at - SAME_SECONDS, "high": outcome.at + SAME_SECONDS}
-        if connection.execute(_SAME_END, {"of_fleet": fleet, **names, **times}).first() is None:
+        values = {"of_fleet": fleet, "of_detail": to_json(detail), **names, **times}
+        if connection.execute(_SAME_END, values).first() is None:
             insert_event(connection, fleet, event, now, max_events=max_events)
 
 
@@ -104,6 +105,8 @@ _SAME_END = (
     sa.select(events.c.id)
     .where(events.c.fleet == sa.bindparam("of_fleet"))
     .where(*(events.c[name] == sa.bindparam(f"of_{name}") for name in ("device", "kind", "model")))
-    .where(events.c.sent.between(sa.bindparam("low"), sa.bindparam("high")))
+    .where(events.c.sent >= sa.bindparam("low"))
+    # Later too for the same bundle: a device that refused to go back says again that it runs this one, since its start.
+    .where(sa.or_(events.c.sent <= sa.bindparam("high"), events.c.detail == sa.bindparam("of_detail")))
     .limit(1)
 )

@@ -69,3 +69,12 @@ def test_events_of_older_agents_count_although_their_time_is_a_little_later(stat
     state.devices.add_event(sent("1.0.0", 11.5), 1000.0)
     report(state, 1, "1.0.0", 10.0)
     assert stored(state) == [("deployment-succeeded", "1.0.0")]
+
+
+def test_a_success_that_a_device_says_again_is_no_second_one(state: FleetState) -> None:
+    """After it refused to go back, a device reports again that its bundle runs, with the time of its activation."""
+    state.devices.add_event(sent("1.1.0", 60.0), 1000.0)
+    report(state, 1, "1.1.0", 60.0)
+    report(state, 2, "1.0.0", 61.0, "refused", "DowngradeError")
+    report(state, 3, "1.1.0", 30.0)
+    assert stored(state) == [("deployment-succeeded", "1.1.0"), ("deployment-refused", "1.0.0")]
