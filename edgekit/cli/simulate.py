@@ -117,8 +117,9 @@ def _fleet(settings: list[AgentSettings], cache: Path, fail_share: float) -> Sim
     from edgekit.trust.keys import load_signer
 
     fleet = SimulatedFleet()
+    contents: dict[bytes, bytes] = {}  # devices install the same files
     for one in settings:
-        disk = MemoryDisk()
+        disk = MemoryDisk(shared=contents)
         journal = Journal(disk)
         session = journal.begin_session()
         root, folder = read_root(one.root), cache / one.device

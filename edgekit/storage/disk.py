@@ -186,10 +186,11 @@ class MemoryDisk:
 
     Args:
         capacity: Capacity in bytes.
+        shared: Contents of renamed files, which disks that are given the same dictionary hold once; None for none.
     """
 
-    def __init__(self, capacity: int = 1 << 40) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int = 1 << 40, shared: dict[bytes, bytes] | None = None) -> None:
+        self.capacity, self._shared = capacity, shared
         self.files: dict[str, bytes | bytearray] = {}
         self.folders: set[str] = {""}
 
@@ -257,6 +258,8 @@ class MemoryDisk:
         """Rename a file, replacing a file at `target`."""
         split_name(target)
         data = self._file(source)
+        if self._shared is not None:
+            data = self._shared.setdefault(whole := bytes(data), whole)
         del self.files[source]
         self.files[target] = data
 

@@ -18,7 +18,7 @@ FORGET_SECONDS = 20.0  # a device without a request for this long is forgotten
 GATHER_SECONDS = 1.0  # the longest time from the decision to broadcast until the first block, in which devices join
 GATHER_PARTS = 4  # the gathering ends early when no device has joined for this part of it
 STALL_SECONDS = 0.1  # if all devices stop reading for this long, the broker must be able to hold what is sent
-MIN_BYTES_PER_SECOND = 256 * 1024
+MIN_BYTES_PER_SECOND = 64 * 1024  # to each device: more would be too much for the broker with thousands of them
 MAX_DEVICES = 20_000  # remembered for one blob
 
 

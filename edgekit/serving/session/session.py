@@ -17,7 +17,7 @@ from edgekit.bundle.state import client_inputs, client_outputs
 from edgekit.errors import EdgekitError
 from edgekit.protocols import Runtime
 from edgekit.serving.session import batching
-from edgekit.serving.session.calibration import measure_rows, run_golden_row, time_golden_row
+from edgekit.serving.session.calibration import measure_rows, time_golden_row, warm_up
 from edgekit.serving.session.instance import Instance, set_result
 from edgekit.serving.session.memory_usage import HasMemory
 from edgekit.serving.session.processing import SessionProcessing, open_processing
@@ -167,14 +167,14 @@ class Session:
         return session
 
     async def warm(self) -> None:
-        """Run the first golden row on every copy, so that no client waits for the runtime's slow first run.
+        """Run one row on every copy, so that no client waits for the runtime's slow first run; see `warm_up`.
 
         Raises:
             ManifestError: the golden samples are missing or malformed.
             DataError, RuntimeLoadError: as Runtime.run.
         """
         for instance in self._instances:
-            run = functools.partial(run_golden_row, manifest=self.manifest, folder=self.folder)
+            run = functools.partial(warm_up, manifest=self.manifest, folder=self.folder)
             await self._submit(Job(run), only=instance)
 
     async def measure(self) -> None:

@@ -162,3 +162,16 @@ def test_a_process_without_file_descriptors_does_not_blame_the_disk(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert disk.read("name") == b"right"
+
+
+def test_simulated_disks_hold_the_same_content_once():
+    """Thousands of devices install the same files; later writes to one of them change no other."""
+    contents: dict[bytes, bytes] = {}
+    first, second = MemoryDisk(shared=contents), MemoryDisk(shared=contents)
+    for disk in (first, second):
+        disk.preallocate("in", 4)
+        disk.write_at("in", 0, b"abcd")
+        disk.rename("in", "model")
+    assert first.files["model"] is second.files["model"]
+    first.write_at("model", 0, b"X")
+    assert (first.read("model"), second.read("model")) == (b"Xbcd", b"abcd")

@@ -85,4 +85,5 @@ def test_who_comes_before_the_first_block_is_sent_all_that_it_misses():
 def test_the_pace_leaves_room_in_the_broker():
     """The rate falls with the number of devices, down to a lower limit."""
     assert bytes_per_second(16 * 2**20, 16) == 10 * 2**20
-    assert bytes_per_second(16 * 2**20, 10**6) == 2**18
+    assert bytes_per_second(16 * 2**20, 1500) < 2**17  # 1,500 devices at 256 KiB/s overran a broker on two cores
+    assert bytes_per_second(16 * 2**20, 10**6) == 2**16

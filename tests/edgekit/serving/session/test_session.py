@@ -18,7 +18,7 @@ from edgekit.errors import DataError, ManifestError, RuntimeLoadError
 from edgekit.runtimes import open_runtime
 from edgekit.serving.session.session import INLINE_SECONDS, DeadlineError, OverloadedError, Session, SessionTimes
 from edgekit.tensors import Array
-from tests.simulators.small_models import onnx_bundle
+from tests.simulators.small_models import identity_bundle, onnx_bundle
 
 BUNDLE = Manifest("m", "1.0.0", "server", "onnxruntime", (), (), (), Golden(0, (), False), Recipe())
 
@@ -274,14 +274,23 @@ async def test_a_model_that_cannot_be_loaded_leaves_no_thread() -> None:
     assert threading.active_count() <= before
 
 
-async def test_a_session_is_warmed_by_a_real_row(tmp_path: Path) -> None:
-    """The bundle's golden samples are run once; a bundle without them is refused with a message."""
-    manifest = onnx_bundle(tmp_path)
+async def test_a_session_of_a_model_with_indexes_is_warmed_by_a_real_row(tmp_path: Path) -> None:
+    """Zeros could be wrong places; a bundle without golden samples is refused with a message."""
+    manifest = identity_bundle(tmp_path, name="places", dtypes=("int64",))
     session = await Session.open(manifest, tmp_path, open_runtime, queue_limit=1)
     await session.warm()
     (tmp_path / "golden.npz").unlink()
     with pytest.raises(ManifestError, match="golden samples cannot be read"):
         await session.warm()
+    await session.close()
+
+
+async def test_a_session_of_a_model_of_numbers_is_warmed_by_zeros(tmp_path: Path) -> None:
+    """No golden samples are read: that would take longer than the run of a small model, at each start of the agent."""
+    manifest = onnx_bundle(tmp_path)
+    session = await Session.open(manifest, tmp_path, open_runtime, queue_limit=1)
+    (tmp_path / "golden.npz").unlink()
+    await session.warm()
     await session.close()
 
 
