@@ -137,6 +137,7 @@ class CandidateBuilder:
             budget=self._task_context.budget,
             aim=aim,
             recovered=recovered,
+            recovers_all=levels.has_own_loop,
             rows=len(self._task_context.evidence.choice),
             halves=levels.fast,
         )

@@ -9,7 +9,8 @@ count with what their divergence foretells: of 16 samples, none changes in most 
 Where a graph that was fitted to few samples turns out far worse on others, larger shares are taken for worse too. Each
 round tries the pairs that promise most for the aim below this divergence and below shares of it, so that a safer
 candidate exists where the proof refuses a bold one. What was measured goes before what was predicted: shares are halved
-between the best candidate within the budget and the next one beyond it.
+between the best candidate within the budget and the next one beyond it. Recovery takes as long as a few candidates, so
+a level is recovered where a candidate that would be the best one turned out a little beyond the budget.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 FARTHEST = 3.0  # largest factor from the divergence that spends the budget to one that is tried before any was too much
 HALF = 0.05  # half of the distance between two shares
 MOST = 12  # candidates of this search, and no more than were made without pruning
-ENOUGH = 4  # candidates within the budget, of which the proof may refuse the boldest
+ENOUGH = 3  # candidates within the budget, of which the proof may refuse the boldest
 EQUAL = 1.02  # ratio of two costs that the estimate cannot tell apart
 SAFER = 0.3  # difference of two partners' drops on the choice split, as a share of the limit
 PARTNERS = 4  # recipes that are combined with levels
@@ -36,7 +37,10 @@ FIRST_LIMIT = 0.01  # divergence that about one point of accuracy costs
 BOUNDS = ((1.0, 0.4), (0.7, 0.2), (1.3, 0.55))  # factors on the divergence that spends the budget, by round
 HIGHEST = 1.6  # largest factor from the largest divergence within the budget to the limit
 UNDERRATED = 6.0  # largest ratio of a measured to a predicted divergence that is taken for one of all levels
+FIRST_SHARE = 0.8
+GROWTH = 2.5  # power of the removed share with which the divergence of levels grows
 STEEP = 4.0  # power of the removed share with which an underrated divergence falls
+RECOVERABLE = 2.0  # largest drop, as a share of its limit, from which recovery is likely to bring a candidate back
 FAR = 0.3  # divergence from which on a candidate says nothing about small drops
 LEAST_DROP = 1e-9
 APART = 0.7  # ratio of the divergences of two partners
@@ -69,6 +73,7 @@ class ChannelSearch:
         make: Makes and measures recipes; returns the measurements in their order.
         level_at: The level of a share; None where there is none.
         recovered: What recovery makes of a level: one level or two, or the same level.
+        recovers_all: Recover every level, whatever it lost.
         cost_of: The estimated cost of a recipe.
         with_base: A recipe with the pruning of a base.
         budget: Limits on the drops on the choice split.
@@ -89,6 +94,7 @@ class ChannelSearch:
         aim: str,
         shares: Sequence[float] = SHARES,
         recovered: Callable[[PrunedShare], list[PrunedShare]] = lambda level: [level],
+        recovers_all: bool = False,
         rows: int = 1000,
         halves: bool = False,
     ) -> None:
@@ -102,8 +108,8 @@ class ChannelSearch:
         self._factor = 1.0  # of the float graph's divergence
         self._underrated: dict[float, float] = {}  # share -> what pruning was measured to add
         self._levels: list[PrunedShare] = []
-        self._recover = recovered
-        self._recovered: dict[float, list[PrunedShare]] = {}
+        self._recover, self._recovers_all = recovered, recovers_all
+        self._recoveries: dict[float, list[PrunedShare]] = {}
         self._shares, self._halves = list(shares), halves
         self._tried: list[tuple[Pair, bool]] = []  # with True where the candidate is within the budget
 
@@ -118,7 +124,7 @@ class ChannelSearch:
             bounds = [factor * limit for factor in BOUNDS[number % len(BOUNDS)]]
             pairs = [
                 pair
-                for pair in self._pairs(partners, max(bounds))
+                for pair in self._pairs(partners, bounds)
                 if pair.recipe.id not in tried and not self._is_beaten(pair, [*measured, *found])
             ]
             chosen = _chosen(pairs, bounds)
@@ -130,18 +136,31 @@ class ChannelSearch:
             if not chosen and number >= len(BOUNDS):
                 break
             tried |= {pair.recipe.id for pair in chosen}
-            chosen = [
-                one for pair in chosen for one in self._variants(pair) if one.recipe.id not in tried - {pair.recipe.id}
-            ]
-            chosen = chosen[: most - len(found)]
-            tried |= {pair.recipe.id for pair in chosen}
-            made = self._make([pair.recipe for pair in chosen]) if chosen else []
-            found += made
-            for pair, one in zip(chosen, made, strict=True):
-                if not one.fault:  # which says nothing about the budget
-                    self._tried.append((pair, self._fits(one) and self._likely_spent(one) <= 1.0))
-                    self._learn(pair, one)
+            if self._recovers_all:
+                chosen = [one for pair in chosen for one in self._recovered(pair)][: most - len(found)]
+            made = self._try(chosen)
+            lost = [pair for pair, one in zip(chosen, made, strict=True) if self._is_worth_recovery(pair, one)]
+            recovered = [one for pair in lost for one in self._recovered(pair) if one.recipe != pair.recipe]
+            recovered = recovered[: most - len(found) - len(made)]
+            found += [*made, *self._try(recovered)]
+            tried |= {pair.recipe.id for pair in [*chosen, *recovered]}
         return found
+
+    def _try(self, pairs: Sequence[Pair]) -> list[Measured]:
+        """Make and measure `pairs`, and learn from them."""
+        made = self._make([pair.recipe for pair in pairs]) if pairs else []
+        for pair, one in zip(pairs, made, strict=True):
+            if not one.fault:  # which says nothing about the budget
+                self._tried.append((pair, self._fits(one) and self._likely_spent(one) <= 1.0))
+                self._learn(pair, one)
+        return made
+
+    def _is_worth_recovery(self, pair: Pair, made: Measured) -> bool:
+        """True where `pair` would be the best one, and is so little beyond the budget that recovery may bring it in."""
+        best = self._best()
+        better = best is None or pair.value < best.value
+        lost = max(self._spent(made), self._likely_spent(made))
+        return not made.fault and better and 1.0 < lost <= RECOVERABLE and not self._recovers_all
 
     def _best(self) -> Pair | None:
         """The best pair so far that is within the budget."""
@@ -173,17 +192,25 @@ class ChannelSearch:
             return None
         failed = max(self._failed_below(best), default=0.0)
         inside = self._untried(best, failed, tried)
-        if failed and not inside and self._halves and best.level.share - failed > HALF + 0.01:
-            self._make_level(round((failed + best.level.share) / 2, 2))
-            inside = self._untried(best, failed, tried)
         if failed:
+            inside = inside or self._half_way(best, failed, tried)
             return inside[len(inside) // 2] if inside else None
         if any(pair.value < best.value for pair in chosen):
             return None
-        if not inside and self._shares:
-            self._make_level(self._shares.pop(0))
+        further = [share for share in self._shares if share < best.level.share]
+        if not inside and further:
+            self._make_level(further[0])
             inside = self._untried(best, failed, tried)
+        if inside and inside[0].divergence > FARTHEST * limit:
+            inside = self._half_way(best, inside[0].level.share, tried)
         return inside[0] if inside and inside[0].divergence <= FARTHEST * limit else None
+
+    def _half_way(self, best: Pair, share: float, tried: set[str]) -> list[Pair]:
+        """The pair of the recipe of `best` half way to a smaller `share`; empty where that is too near."""
+        if not self._halves or best.level.share - share <= HALF + 0.01:
+            return []
+        self._make_level(round((share + best.level.share) / 2, 2))
+        return self._untried(best, share, tried)
 
     def _untried(self, best: Pair, lowest: float, tried: set[str]) -> list[Pair]:
         """Pairs of the recipe of `best` with shares between `lowest` and its own, the largest share first."""
@@ -205,12 +232,20 @@ class ChannelSearch:
         return max((out.choice_drop / max(limit, LEAST_DROP) for out, limit in limits), default=0.0)
 
     def _likely_spent(self, one: Measured) -> float:
-        """As `_spent`; a drop that counts few samples is mixed with what the divergence foretells."""
-        if one.judgement is None or one.judgement.outputs[0].drop.method != CLOPPER_PEARSON:
-            return self._spent(one)
+        """As `_spent`, with the drop of the decision output that is likely on other samples.
+
+        It is the drop that the float model's probabilities foretell, for accuracy. A drop that counts few samples is
+        mixed with what the divergence foretells.
+        """
+        if one.judgement is None:
+            return 0.0
         output, limit = next(self._budget.limits(one.judgement))
-        likely = likely_drop(output.choice_drop, self._rows, one.divergence) / max(limit, LEAST_DROP)
-        return max(likely, self._spent(one, others=True))
+        likely = one.judgement.expected_on_choice
+        if likely is None:
+            likely = output.choice_drop
+        if output.drop.method == CLOPPER_PEARSON:
+            likely = max(likely, likely_drop(output.choice_drop, self._rows, one.divergence))
+        return max(likely / max(limit, LEAST_DROP), self._spent(one, others=True))
 
     def _is_beaten(self, pair: Pair, measured: Sequence[Measured]) -> bool:
         """True where a candidate within the budget is better for the aim and nearer to the float model."""
@@ -245,24 +280,43 @@ class ChannelSearch:
     def _value(self, one: Measured) -> float:
         return float(one.bytes) if self._aim == "size" else one.cost.value
 
-    def _pairs(self, partners: Sequence[Measured], limit: float) -> list[Pair]:
-        """Every pair with the levels so far; makes further levels as long as their divergence is below the limit."""
-        while self._shares and (not self._levels or self._added(self._levels[-1]) <= limit):
-            self._make_level(self._shares.pop(0))
+    def _pairs(self, partners: Sequence[Measured], bounds: Sequence[float]) -> list[Pair]:
+        """Every pair with the levels so far; makes further ones until the smallest below each bound is known."""
+        for bound in bounds:
+            while between := self._shares_around(bound):
+                likely = self._likely_share(bound)
+                self._make_level(min(between, key=lambda share: abs(share - likely)))
         return [self._pair(partner, level) for level in self._levels for partner in partners]
 
+    def _shares_around(self, limit: float) -> list[float]:
+        """The shares without a level between the smallest one whose divergence is below `limit` and the next beyond."""
+        inside = min((one.share for one in self._levels if self._added(one) <= limit), default=1.0)
+        beyond = max((one.share for one in self._levels if self._added(one) > limit), default=0.0)
+        return [share for share in self._shares if beyond < share < inside]
+
+    def _likely_share(self, bound: float) -> float:
+        """The share whose level probably has the divergence `bound`, from the level that is nearest to it."""
+        known = [(self._added(level), level.share) for level in self._levels if self._added(level) > 0.0]
+        if not known:
+            return FIRST_SHARE
+        added, share = min(known, key=lambda one: abs(math.log(one[0] / bound)))
+        return 1.0 - (1.0 - share) * math.pow(bound / added, 1.0 / GROWTH)
+
     def _make_level(self, share: float) -> None:
+        self._shares = [one for one in self._shares if one != share]
         level = self._level_at(share)
         if level is not None:
             self._levels = sorted([*self._levels, level], key=lambda one: -one.share)
+        else:  # nor can the graph shrink to less
+            self._shares = [one for one in self._shares if one > share]
 
-    def _variants(self, pair: Pair) -> list[Pair]:
-        """The pair with what recovery made of its level."""
+    def _recovered(self, pair: Pair) -> list[Pair]:
+        """The pair with what recovery makes of its level, which further pairs begin with too."""
         share = pair.level.share
-        if share not in self._recovered:
-            self._recovered[share] = self._recover(pair.level)
-            self._levels = [self._recovered[share][0] if one.share == share else one for one in self._levels]
-        return [self._pair(pair.partner, level) for level in self._recovered[share]]
+        if share not in self._recoveries:
+            self._recoveries[share] = self._recover(pair.level)
+            self._levels = [self._recoveries[share][0] if one.share == share else one for one in self._levels]
+        return [self._pair(pair.partner, level) for level in self._recoveries[share]]
 
     def _pair(self, partner: Measured, level: PrunedShare) -> Pair:
         recipe = self._with_base(partner.recipe, level.base)

@@ -15,7 +15,7 @@ from converters.graph.graph import Graph
 from converters.passes.channels.dead_channels import layer_channels
 from converters.progress import StepCallback, no_step
 from converters.pruning.pruner import LEAST_ROWS, ChannelPruner, parameters
-from converters.pruning.recovery import LOST, Recovered, Recovery, copies_in, labels_for
+from converters.pruning.recovery import LOST, Chosen, Recovered, Recovery, chosen_by, labels_for
 from converters.report.channels import ChannelReport, CurvePoint, LayerWidth, RecoveryStep
 from edgekit.bundle.recipe import CHANNELS, OWN, WHOLE, Recipe
 from edgekit.bundle.targets import TargetProfile
@@ -91,7 +91,7 @@ class Levels:
         self._made: dict[tuple[str, float], PruningLevel | None] = {}
         self._recovered: dict[Recipe, list[PruningLevel]] = {}
         self._trains, self._own = trains, own
-        self._copies: str | None = None  # the kind of copies that the first recovery chose
+        self._chosen: Chosen | None = None  # by the first recovery
 
     @property
     def obstacle(self) -> str:
@@ -131,6 +131,11 @@ class Levels:
         process = self._context.child if self._trains or self._own else None
         labels = labels_for(self._context.samples, self._judged[0])
         return Recovery(self.pruner, process, labels, self._own)
+
+    @property
+    def has_own_loop(self) -> bool:
+        """True where the user gave a training loop, which has to run on the graphs that are tried."""
+        return bool(self._own)
 
     @property
     def made(self) -> list[PruningLevel]:
@@ -210,25 +215,23 @@ class Levels:
     def _recover(self, level: PruningLevel) -> list[PruningLevel]:
         if self._own:  # its code may have changed, so nothing of it is cached
             return self._with_own(level, *self._recovered_anew(level))
-        key = "recovered", level.base, self._trains, self._copies
+        key = "recovered", level.base, self._trains, self._chosen
         made = self._cache_scope.get(key, PruningLevel)
         if made is None or not (made.base == level.base or self._load(made.base)):
             made, _ = self._recovered_anew(level)
             self._cache_scope.put(key, made)
-        if self._copies is None:
-            self._copies = copies_in(made.base.recovery or ())
+        self._chosen = self._chosen or chosen_by(made.base.recovery or (), made.steps)
         return [made]
 
     def _recovered_anew(self, level: PruningLevel) -> tuple[PruningLevel, Recovered]:
         with self._step(f"recover the graph of {level.share:.0%}"):
             try:
-                recovered = self.recovery.recover(level.base.kept or (), self._plain(level), self._copies)
+                recovered = self.recovery.recover(level.base.kept or (), self._plain(level), self._chosen)
                 made = self._level_of(level, recovered)
             except EdgekitError as error:  # recovery only adds candidates
                 step = RecoveryStep("recovery", level.divergence, level.divergence, note=str(error))
                 recovered, made = Recovered(None, (), (step,)), msgspec.structs.replace(level, steps=(step,))
-        if self._copies is None:
-            self._copies = copies_in(recovered.recovery)
+        self._chosen = self._chosen or chosen_by(recovered.recovery, recovered.steps)
         return made, recovered
 
     def _with_own(self, level: PruningLevel, made: PruningLevel, recovered: Recovered) -> list[PruningLevel]:

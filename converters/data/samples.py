@@ -356,7 +356,7 @@ def calibration_share(rows: int, max_drop: float, confidence: float) -> float:
     """
     if not 0.0 < max_drop < 1.0:
         return CALIBRATION_SHARE
-    needed = math.log(1.0 - confidence) / math.log(1.0 - max_drop)
+    needed = math.ceil(math.log(1.0 - confidence) / math.log(1.0 - max_drop)) + 1  # one more for rounded shares
     spare = 1.0 - CHOICE_SHARE - needed / rows
     if spare < CALIBRATION_SHARE:
         spare = LEAST_ROWS / rows

@@ -41,8 +41,8 @@ COPIES, MOST_ROWS = 3, 1024  # copies of each row, and rows with copies
 TOO_LONG = "training was left out, because it would take too long beside the rest of the search"
 NOT_FINITE = "its answers are not finite"
 CLEARLY = 0.95  # copies have to lower the divergence to this share, on both halves of the held-out rows
-LOST = 0.02  # divergence below which there is little to recover
-STEPS, LEAST_STEPS, ROWS, RATE = 200, 50, 16, 4e-3
+LOST = 0.01  # divergence below which there is little to recover
+STEPS, LEAST_STEPS, ROWS, RATE = 100, 25, 32, 8e-3
 TRAINING_MACS = 6e10  # of one training; a step takes about three runs of each of its rows
 
 Kept = tuple[tuple[str, str], ...]
@@ -67,6 +67,13 @@ class Recovered(msgspec.Struct, frozen=True):
     def gain(self) -> float:
         """The divergence after all steps as a share of that before, on held-out rows."""
         return math.prod(step.after / max(step.before, 1e-12) for step in self.steps if step.taken)
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """What one recovery showed for those of the other graphs: the kind of copies, and if labels may help."""
+
+    copies: str = ""
+    labels: bool = True
 
 
 class Recovery:
@@ -97,24 +104,25 @@ class Recovery:
         """True where the held-out rows are enough to judge by."""
         return len(self._pruner.samples) >= LEAST_ROWS
 
-    def recover(self, kept: Kept, plain: Graph, copies: str | None = None) -> Recovered:
+    def recover(self, kept: Kept, plain: Graph, chosen: Chosen | None = None) -> Recovered:
         """Try every step but the user's loop on the graph whose layers keep `kept`.
 
         Args:
             kept: The kept channels of each layer, by its name.
             plain: This graph after the plain fit on all rows.
-            copies: The kind of copies that was chosen before, empty for none; None chooses.
+            chosen: What an earlier recovery showed; None tries all kinds of copies, and labels.
 
         Raises:
             ConversionError: The layers or channels do not fit the graph.
         """
-        tried: list[RecoveryStep] = []
-        if copies is None:
-            copies, tried = self._choose_copies(kept)
+        copies, tried = self._choose_copies(kept) if chosen is None else (chosen.copies, [])
         graph = self._fitted(kept, self._pruner.samples, copies) if copies else plain
         if self._process is None:
             return Recovered(graph if copies else None, (copies,) if copies else (), tuple(tried))
-        trained = self._train_in_order(kept, copies, graph)
+        lessons = (
+            [DISTILLED, FINE_TUNED] if self._labels is not None and (chosen is None or chosen.labels) else [DISTILLED]
+        )
+        trained = self._train_in_order(kept, copies, graph, lessons)
         taken = (*([copies] if copies else []), *trained.recovery)
         made = trained.graph or (graph if copies else None)
         return Recovered(made, taken, (*tried, *trained.steps), trained.judged)
@@ -165,8 +173,8 @@ class Recovery:
                 best, least = kind, lost
         return best, [msgspec.structs.replace(step, taken=step.step == best) for step in tried]
 
-    def _train_in_order(self, kept: Kept, copies: str, graph: Graph) -> Recovered:
-        """Distill `graph`, and then train it on labels where there are some and the distillation helped.
+    def _train_in_order(self, kept: Kept, copies: str, graph: Graph, lessons: Sequence[str]) -> Recovered:
+        """Distill `graph`, and then train it on labels where that is among the `lessons` and the distillation helped.
 
         The answers of the original judge, so labels alone pull away from them, and a training takes long. An error
         undoes the step, because recovery only adds candidates.
@@ -176,7 +184,7 @@ class Recovery:
             return Recovered(None, (), (RecoveryStep(DISTILLED, lost, lost, note=TOO_LONG),))
         tried, taken, judged = [], [], self._fitted(kept, self._train, copies)
         before = self._lost(judged)
-        for name in [DISTILLED, FINE_TUNED] if self._labels is not None else [DISTILLED]:
+        for name in lessons:
             try:
                 made = self._trained(kept, copies, name, judged, self._train_rows)
                 after = self._lost(made)
@@ -277,6 +285,11 @@ class Recovery:
 def copies_in(recovery: Sequence[str]) -> str:
     """The kind of copies among the steps of a recovery; empty for none."""
     return next((step for step in recovery if step in (MIXED, SHIFTED, FLIPPED)), "")
+
+
+def chosen_by(recovery: Sequence[str], tried: Sequence[RecoveryStep]) -> Chosen:
+    """What a recovery with the steps `recovery`, of those `tried`, shows for others."""
+    return Chosen(copies_in(recovery), all(step.taken for step in tried if step.step == FINE_TUNED))
 
 
 def labels_for(samples: Samples, decision: str) -> Array | None:

@@ -67,12 +67,14 @@ class Judgement(msgspec.Struct, frozen=True):
         hardest: The class or group with the largest upper bound, which proves least; None without classes.
         expected: The drop of the decision output's accuracy that the float model's probabilities foretell on both
             splits (see `expected_drop`); None for other metrics.
+        expected_on_choice: The same on the choice split, which the search may look at.
     """
 
     outputs: tuple[OutputDrop, ...]
     worst: ClassDrop | None = None
     hardest: ClassDrop | None = None
     expected: float | None = None
+    expected_on_choice: float | None = None
 
 
 def samples_needed(budget: float, confidence: float) -> int:

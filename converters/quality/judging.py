@@ -126,14 +126,14 @@ def judge(
         value = one.metric.value(proven.candidate)
         outputs.append(OutputDrop(one.name, one.metric.name, choice_drop, drop, shown, estimate, value))
     assert first is not None
-    expected = _expected(judged[0], choice, proof)
+    expected, on_choice = _expected(judged[0], (choice, proof)), _expected(judged[0], (choice,))
     if not strata:
-        return Judgement(tuple(outputs), expected=expected)
+        return Judgement(tuple(outputs), expected=expected, expected_on_choice=on_choice)
     classes = _classes(judged[0].metric, first, strata, confidence)
     seen = [one for one in classes if one.drop.n]
     worst = max(seen, key=lambda one: (one.drop.value, one.drop.upper), default=None)
     hardest = max(classes, key=lambda one: (one.drop.upper, one.drop.value), default=None)
-    return Judgement(tuple(outputs), worst, hardest, expected)
+    return Judgement(tuple(outputs), worst, hardest, expected, on_choice)
 
 
 def classes_of(
@@ -173,10 +173,10 @@ def groups_of(groups: Array | None) -> list[Stratum]:
     return [Stratum(f"group {name}", np.flatnonzero(groups == name)) for name in np.unique(groups)]
 
 
-def _expected(one: JudgedOutput, choice: Split, proof: Split) -> float | None:
-    if one.metric.name != ACCURACY or choice.reference[one.name].ndim != 2 or choice.reference[one.name].shape[1] < 2:
+def _expected(one: JudgedOutput, splits: Sequence[Split]) -> float | None:
+    first = splits[0].reference[one.name]
+    if one.metric.name != ACCURACY or first.ndim != 2 or first.shape[1] < 2:
         return None
-    splits = choice, proof
     reference = np.concatenate([split.reference[one.name] for split in splits])
     answers = np.concatenate([split.answers[one.name] for split in splits])
     labels = np.concatenate([one.labels(split.labels.get(one.name), split.reference) for split in splits])

@@ -22,6 +22,7 @@ LAYER_WEIGHT = 0.3  # of the layers' mean squared error, beside the divergence o
 LABEL_WEIGHT = 0.5  # of the cross-entropy with labels
 FIRST, SECOND, EPSILON = 0.9, 0.99, 1e-8  # Adam's decay rates and its guard (Kingma and Ba 2015)
 TINY = 1e-7
+SPREAD_ROWS = 256  # rows that show how far a tensor's values spread
 LEAST_SCALE = 1e-3  # of a tensor that is 0 everywhere
 
 
@@ -108,7 +109,8 @@ def _scale(value: Array) -> float:
 
 
 def _spread(value: Array) -> float:
-    return max(float(np.var(value.astype(np.float64))), TINY)
+    some = value[:: max(1, len(value) // SPREAD_ROWS)]
+    return max(float(np.var(some, dtype=np.float64)), TINY)
 
 
 def _log_probabilities(scores: Any, *, logits: bool) -> Any:

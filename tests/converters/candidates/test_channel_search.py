@@ -184,3 +184,69 @@ def test_broken_budget_is_certified_in_at_most_5_percent_of_draws_with_pruning(r
         pruned += "kept" in taken
     assert broken <= 0.05 * draws
     assert pruned > 0.2 * draws  # where nothing is ever certified the bound is no news
+
+
+class Recoverable(World):
+    """A world where recovery halves the divergence of a level."""
+
+    def __init__(self, per_share, drop_per_divergence=1.0):
+        super().__init__(per_share, drop_per_divergence)
+        self.recovered = []
+
+    def recover(self, level):
+        self.recovered.append(level.share)
+        base = msgspec.structs.replace(level.base, recovery=("distilled",))
+        return [msgspec.structs.replace(level, base=base, divergence=level.divergence / 2)]
+
+    def measured(self, recipe):
+        one = super().measured(recipe)
+        if not recipe.recovery:
+            return one
+        own = OWN[recipe.precision][0]
+        moved = own + (one.divergence - own) / 2
+        return msgspec.structs.replace(one, divergence=moved, judgement=judgement(moved * self._drop))
+
+    def search(self, aim="size", plain=tuple(OWN), recovers_all=False):
+        search = ChannelSearch(
+            self.make, self.level, self.cost, with_base,
+            budget=Budget(), aim=aim, recovered=self.recover, recovers_all=recovers_all,
+        )  # fmt: skip
+        return search.run([self.measured(Recipe(precision)) for precision in plain] * 4)
+
+
+def test_only_what_is_a_little_beyond_the_budget_is_recovered():
+    """A level that fits as it is needs no training, and one that lost far too much is not worth it."""
+    world = Recoverable(lambda share: 0.05 * (1 - share) ** 2)
+    found = world.search()
+    plain = {one.recipe.share: one for one in found if not one.recipe.recovery}
+    recovered = {one.recipe.share: one for one in found if one.recipe.recovery}
+    assert recovered
+    for share in recovered:
+        assert 0.01 < plain[share].choice_drop <= 0.02
+    assert best(found, "size").recipe.recovery == ("distilled",)
+    assert len(world.recovered) == len(set(world.recovered))
+
+
+def test_own_training_loop_runs_on_each_level_that_is_tried():
+    """What the user's loop brings is not known before it ran."""
+    world = Recoverable(lambda share: 0.02 * (1 - share) ** 2)
+    found = world.search(recovers_all=True)
+    assert found
+    assert all(one.recipe.recovery for one in found)
+
+
+def test_likely_drop_and_not_a_lucky_one_says_what_fits():
+    """A candidate that changed nothing on the choice split, but is foretold to lose too much, is not built upon."""
+
+    class Lucky(World):
+        def measured(self, recipe):
+            one = super().measured(recipe)
+            likely = one.judgement.outputs[0].choice_drop
+            return msgspec.structs.replace(
+                one, judgement=msgspec.structs.replace(judgement(0.0), expected_on_choice=likely)
+            )
+
+    honest = World(lambda share: 0.05 * (1 - share) ** 2)
+    lucky = Lucky(lambda share: 0.05 * (1 - share) ** 2)
+    smallest = min(one.recipe.share for one in honest.search())
+    assert min(one.recipe.share for one in lucky.search()) >= smallest - 0.11
