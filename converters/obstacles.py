@@ -13,6 +13,7 @@ from converters.frontends import Source
 from converters.graph.graph import Graph
 from converters.lowering import Lowered
 from converters.passes import CANONICAL_PASSES, RemoveDeadChannels, Simplify, run_pass
+from converters.passes.plain_activations import PlainActivations
 from converters.plan import ConversionPlan
 from edgekit.bundle.targets import TargetProfile
 from edgekit.errors import ConversionError
@@ -27,16 +28,17 @@ def obstacles(plan: ConversionPlan, source: Source, child: TensorFlowProcess) ->
     no obstacle. Answers are not compared.
     """
     found: dict[str, ConversionError] = {}
-    lowered: dict[bool, Lowered | ConversionError] = {}
+    lowered: dict[tuple[bool, str], Lowered | ConversionError] = {}
     for profile, runtime in plan.profiles:
         try:
             require_targets([(profile, runtime)], source)
             if runtime != LITERT or (source.direct is not None and direct_route_fits(profile, runtime)):
                 continue
             loops = not profile.accelerator and any(node.op_type in RECURRENT for node in source.graph.nodes)
-            if loops not in lowered:
-                lowered[loops] = _lowered(source.graph, child, loops=loops)
-            file = lowered[loops]
+            key = (loops, profile.accelerator)
+            if key not in lowered:
+                lowered[key] = _lowered(source.graph, child, loops=loops, accelerator=profile.accelerator)
+            file = lowered[key]
             if isinstance(file, ConversionError):
                 raise file
             _require_accelerator(file, profile)
@@ -45,13 +47,15 @@ def obstacles(plan: ConversionPlan, source: Source, child: TensorFlowProcess) ->
     return found
 
 
-def _lowered(graph: Graph, child: TensorFlowProcess, *, loops: bool) -> Lowered | ConversionError:
+def _lowered(graph: Graph, child: TensorFlowProcess, *, loops: bool, accelerator: str) -> Lowered | ConversionError:
     """The float file of the canonical graph, or why there is none."""
     try:
         for one in CANONICAL_PASSES:
             if not isinstance(one, RemoveDeadChannels):
                 graph = run_pass(one, graph).graph
         fixed = run_pass(Simplify(), graph.with_batch(1)).graph
+        if accelerator:
+            fixed = run_pass(PlainActivations(accelerators()[accelerator].operators), fixed).graph
         lowered: Lowered = child.call("lower", model=fixed.to_bytes(), loops=loops)
         return lowered
     except ConversionError as error:

@@ -46,6 +46,8 @@ from converters.backends.tflite.strip import strip
 from converters.calibration.range_rules import read_range
 from converters.foreign_text import failure
 from converters.graph.graph import Graph
+from converters.passes.contract import run_pass
+from converters.passes.plain_activations import PlainActivations
 from converters.passes.split_heads import Head
 from converters.trials import CALIBRATION, try_litert
 from edgekit.bundle.bindings import Binding, Joined
@@ -90,6 +92,8 @@ class LiteRTBackend:
     def build(self, recipe: Recipe) -> Artifact:
         """Make the .tflite of `recipe`. Raises as `Backend.build`."""
         graph, heads = self._context.split_heads(recipe, self._context.prepared(recipe, self._context.fixed))
+        if self._accelerator is not None:
+            graph = run_pass(PlainActivations(self._accelerator.operators), graph).graph
         lowered = self._context.float_file(recipe, graph)
         path = lowered.path
         if recipe.precision == "float16":

@@ -73,11 +73,22 @@ def with_sigmoids(graph: Graph, nodes: list[Any]) -> list[Any]:
             continue
         [result], name = node.output, label(node)
         plain = node.op_type == "Reciprocal" or is_one(node.input[0])
+        share = result if plain else f"{result}/share"
         turned = made_by("Neg", power.input[0])  # of exp(-x): the Sigmoid reads x
         minus = f"{result}/minus" if turned is None else turned.input[0]
-        share = result if plain else f"{result}/share"
+        before = [helper.make_node("Neg", [power.input[0]], [minus], name=f"{name}/minus")] if turned is None else []
+        scaled = made_by("Mul", power.input[0])
+        factor = next((one for one in scaled.input if one in graph.constants), None) if scaled is not None else None
+        if factor is not None:  # of exp(-50x): the Sigmoid reads 50x, by the negative of the constant
+            turned = scaled
+            other = f"{result}/factor"
+            inputs = [other if one == factor else one for one in scaled.input]
+            before = [
+                helper.make_node("Neg", [factor], [other], name=f"{name}/factor"),
+                helper.make_node("Mul", inputs, [minus], name=label(scaled)),
+            ]
         new[result] = [
-            *([helper.make_node("Neg", [power.input[0]], [minus], name=f"{name}/minus")] if turned is None else []),
+            *before,
             helper.make_node("Sigmoid", [minus], [share], name=name if plain else f"{name}/share"),
             *([] if plain else [helper.make_node("Mul", [node.input[0], share], [result], name=name)]),
         ]

@@ -77,7 +77,8 @@ def test_a_channel_shuffle_moves_the_channels_only(child, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("first", "made"), [(node("Mul", ("x", "k"), "m"), ["MUL", "NEG"]), (node("Neg", output="m"), [])]
+    ("first", "made"),
+    [(node("Mul", ("x", "k"), "m"), ["MUL"]), (node("Neg", output="m"), []), (node("Abs", output="m"), ["ABS", "NEG"])],
 )
 def test_a_sigmoid_written_as_a_quotient_is_one_operator(first, made, child, tmp_path):
     """Accelerators have no exponential and no division, and in 8 bits the divisor can be 0."""
