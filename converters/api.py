@@ -48,7 +48,7 @@ def convert(
         ModelFormatError, UnsupportedOpError: the model cannot be read or converted.
         DataError: the samples do not fit the model.
         ParityError: a step changed the answers.
-        RefusedError: no candidate of a target meets the budget. No bundle is written then, for any target.
+        RefusedError: no candidate of a target meets the budget. The bundles of the other targets are written.
     """
     callbacks = ConversionCallbacks()
     if on_step is not None:

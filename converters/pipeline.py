@@ -65,7 +65,7 @@ from converters.up_to_date import replacement_reason
 from edgekit.bundle.manifest import Golden, Manifest, OutputQuality, Quality
 from edgekit.bundle.recipe import PRUNED, WHOLE, Recipe
 from edgekit.bundle.targets import TargetProfile
-from edgekit.errors import RefusedError
+from edgekit.errors import ConversionError, EdgekitError, RefusedError, RuntimeLoadError
 from edgekit.runtimes import LITERT
 from edgekit.versions import versions_of
 
@@ -122,7 +122,7 @@ def run_plan(
         builder = CandidateBuilder(task_context, pool, callbacks, cache_scope)
         references = References.of(prepared.calibration, evidence.choice, evidence.proof)
         shared = _Shared(plan, prepared, context, builder, pruning, levels, route, references)
-        results = _results(shared, step)
+        results, refused = _results(shared, callbacks)
     reports = []
     for report, manifest, files in results:
         reason = replacement_reason(plan.output / report.bundle, manifest, report)
@@ -132,13 +132,16 @@ def run_plan(
         if reason:
             callbacks.note(f"replaced the bundle that was in {folder}: {reason}")
         reports.append(msgspec.structs.replace(report, bundle=str(folder)))
-    if after := prepared.source.after:
+        callbacks.reported(reports[-1])
+    if reports and (after := prepared.source.after):
         write_steps(steps := plan.output / f"{plan.name}-steps.toml", after)
         cut = ",".join(spec.name for spec in prepared.graph.outputs)
         callbacks.note(
             f"the model is cut at {cut}; the steps after it are {', '.join(one.name for one in after)}. They are in "
             f"the bundles and in {steps}: to change one, edit the file and give --cut auto --preprocess {steps}"
         )
+    if refused:
+        raise refused[0]
     return reports
 
 
@@ -217,20 +220,26 @@ def _cache_scope(plan: ConversionPlan, prepared: Prepared, cache: Cache | None) 
 _Result = tuple[Report, Manifest, dict[str, tuple[str, bytes]]]
 
 
-def _results(shared: _Shared, step: StepCallback) -> list[_Result]:
-    """The results in the order of the targets. Accelerators are first, because they refuse most, and after seconds.
+def _results(shared: _Shared, callbacks: ConversionCallbacks) -> tuple[list[_Result], list[EdgekitError]]:
+    """The results in the order of the targets, and why other targets get none.
 
-    Raises:
-        RefusedError: no candidate of a target, which is named, meets the budget.
+    Accelerators are first, because they refuse most, and after seconds. The others go on without a target that refuses;
+    a message names it at once, and the error that ends the command repeats the first reason.
     """
     results: dict[int, _Result] = {}
+    refused: list[EdgekitError] = []
     numbered = list(enumerate(shared.plan.profiles))
     for index, (profile, runtime) in sorted(numbered, key=lambda one: not one[1][0].accelerator):
         try:
-            results[index] = _convert_for(shared, profile, runtime, step)
-        except RefusedError as error:
-            raise RefusedError(f"{profile.name}: {error}", advice=error.advice) from error
-    return [results[index] for index, _ in numbered]
+            results[index] = _convert_for(shared, profile, runtime, callbacks.step)
+        except (RefusedError, ConversionError, RuntimeLoadError) as error:
+            named = RefusedError(f"{profile.name}: {error}", advice=error.advice)
+            refused.append(named if isinstance(error, RefusedError) else error)
+            if len(numbered) > 1:
+                callbacks.note(
+                    f"no bundle for {profile.name}, the other targets go on: {error}. {error.advice}".strip()
+                )
+    return [results[index] for index, _ in numbered if index in results], refused
 
 
 def _convert_for(shared: _Shared, profile: TargetProfile, runtime: str, step: StepCallback) -> _Result:

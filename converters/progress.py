@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from converters.quality.measured import Measured
+from converters.report.report import Report
 from edgekit.bundle.targets import TargetProfile
 
 ProgressCallback = Callable[[int, int, float | None], None]
@@ -34,10 +35,12 @@ class ConversionCallbacks(msgspec.Struct, frozen=True):
         step: Called with the name of each step.
         found: Called with each candidate of each target as soon as it is measured.
         written: Called with the folder of each bundle that was written.
+        reported: Called with the report of each bundle that was written, in the order of the targets.
         note: Called with messages for the user that no report contains.
     """
 
     step: StepCallback = no_step
     found: Callable[[TargetProfile, Measured], None] = lambda profile, measured: None
     written: Callable[[Path], None] = lambda folder: None
+    reported: Callable[[Report], None] = lambda report: None
     note: Callable[[str], None] = lambda text: None

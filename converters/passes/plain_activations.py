@@ -65,7 +65,7 @@ def _negated(node: Any, graph: Graph) -> Written:
         helper.make_node("Mul", [node.input[0], f"{result}.two"], [twice], f"{node.name}/twice"),
         helper.make_node("Sub", [node.input[0], twice], [result], node.name),
     ]
-    return nodes, {f"{result}.two": np.float32([2.0])}
+    return nodes, {f"{result}.two": np.array([2.0], np.float32)}
 
 
 def _leaky(node: Any, graph: Graph) -> Written:
@@ -79,7 +79,7 @@ def _leaky(node: Any, graph: Graph) -> Written:
         helper.make_node("Mul", [names["positive"], names["rest"]], [f"{result}.above"], f"{node.name}/above"),
         helper.make_node("Add", [f"{result}.sloped", f"{result}.above"], [result], f"{node.name}/sum"),
     ]
-    return nodes, {names["slope"]: np.float32(slope), names["rest"]: np.float32(1.0 - slope)}
+    return nodes, {names["slope"]: np.array(slope, np.float32), names["rest"]: np.array(1.0 - slope, np.float32)}
 
 
 def _hard_swish(node: Any, graph: Graph) -> Written:
@@ -94,7 +94,7 @@ def _hard_swish(node: Any, graph: Graph) -> Written:
         helper.make_node("Mul", [x, names["third"]], [f"{result}.part"], f"{node.name}/part"),
         helper.make_node("Mul", [f"{result}.part", f"{result}.halved"], [result], f"{node.name}/scaled"),
     ]
-    return nodes, {names[part]: np.float32(value) for part, value in values.items()}
+    return nodes, {names[part]: np.array(value, np.float32) for part, value in values.items()}
 
 
 _WRITTEN = {"Neg": _negated, "LeakyRelu": _leaky, "HardSwish": _hard_swish}

@@ -24,7 +24,7 @@ from edgekit.cli.common.native_output import is_verbose, native_output_hidden
 from edgekit.cli.common.numbers import Number, Whole
 from edgekit.cli.convert_text import print_report
 from edgekit.cli.model_options import model_options, parse_model_options
-from edgekit.errors import ConversionError, RecipeError, RefusedError
+from edgekit.errors import ConversionError, EdgekitError, RecipeError, RefusedError
 
 if TYPE_CHECKING:
     from converters.cache import Cache
@@ -145,8 +145,8 @@ def convert(
     answers in its own spread. Labels are the array y, and y_OUTPUT for another output.
 
     MODEL is .keras, .h5, a SavedModel folder, .onnx, .pt2, or a float .tflite. Without --data, parity is measured on
-    random inputs, and only float candidates are made. The command exits with 3 and writes nothing where no candidate
-    meets the budget.
+    random inputs, and only float candidates are made. The command exits with 3 where no candidate meets the budget of
+    a target; the bundles of the other targets are written.
 
     Channels that are 0 for every input are removed. Channels that are 0 on all calibration samples (at least 59) are
     removed too, and the possible loss is proven as for int8. Then candidates with fewer channels are tried: the layers
@@ -194,19 +194,28 @@ def convert(
         if dry_run:
             _print_plan(plan, _read(plan), as_json)
             return
-        reports = _run(plan, cache)
+        finished: list[Report] = []
+        try:
+            reports = _run(plan, cache, finished)
+        except EdgekitError:  # of one target; the bundles of the others are written
+            _print_reports(finished, as_json, explain)
+            raise
         request.record(reports)
-    if as_json:
-        print_json(reports)
-    else:
-        for report in reports:
-            print_report(report, "up to date: " if up_to_date else "wrote ", explained=explain)
+    _print_reports(reports, as_json, explain, "up to date: " if up_to_date else "wrote ")
     if up_to_date:
         note(UP_TO_DATE)
 
 
-def _run(plan: ConversionPlan, cache: Cache | None) -> list[Report]:
-    """Run the plan. Where Ctrl-C ends it, print the candidates so far."""
+def _print_reports(reports: list[Report], as_json: bool, explain: bool, verb: str = "wrote ") -> None:
+    if as_json and reports:
+        print_json(reports)
+    elif not as_json:
+        for report in reports:
+            print_report(report, verb, explained=explain)
+
+
+def _run(plan: ConversionPlan, cache: Cache | None, finished: list[Report]) -> list[Report]:
+    """Run the plan; each report is added to `finished`. Where Ctrl-C ends it, print the candidates so far."""
     with needs_extra("convert"):
         from converters.framework_process import TensorFlowProcess
         from converters.pipeline import run_plan
@@ -218,7 +227,7 @@ def _run(plan: ConversionPlan, cache: Cache | None) -> list[Report]:
     def add(profile: TargetProfile, measured: Measured) -> None:
         measured_by_target[profile.name][measured.recipe.id] = measured
 
-    callbacks = ConversionCallbacks(step=step, found=add, written=written.append, note=note)
+    callbacks = ConversionCallbacks(step=step, found=add, written=written.append, reported=finished.append, note=note)
     with end_on_second_interrupt():
         try:
             with native_output_hidden(), TensorFlowProcess(show_log=is_verbose()) as child:

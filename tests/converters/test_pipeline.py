@@ -365,7 +365,7 @@ def test_wrong_choices_are_refused_before_any_work(choices, error):
 def test_structure_that_a_target_cannot_run_is_refused_with_its_operator(tmp_path, child):
     """Where no candidate can be made at all, nothing is pruned, and the refusal names the target and what it lacks.
 
-    Accelerators are asked first, so that nobody waits for another target in vain.
+    Accelerators are asked first, so that nobody waits to hear of it. The other target gets its bundle.
     """
     nodes = [
         helper.make_node("Conv", ["x", "v"], ["b"], name="first"),
@@ -382,11 +382,21 @@ def test_structure_that_a_target_cannot_run_is_refused_with_its_operator(tmp_pat
     models.labelled_data(tmp_path / "d.npz", rows=200)
     targets = ["jetson-orin", "coral-edgetpu"]
     options = ConversionOptions(targets=targets, data=tmp_path / "d.npz", accept_unproven=True, output=tmp_path)
-    made = []
-    callbacks = ConversionCallbacks(found=lambda profile, measured: made.append(profile.name))
+    notes, made, reports = [], [], []
+
+    def note(text):
+        notes.append((text, list(made)))
+
+    callbacks = ConversionCallbacks(
+        found=lambda profile, measured: made.append(profile.name), note=note, reported=reports.append
+    )
     with pytest.raises(RefusedError, match=r"^coral-edgetpu: .* does not run on Edge TPU"):
         run_plan(make_plan(tmp_path / "m.onnx", options), callbacks=callbacks, child=child)
-    assert "jetson-orin" not in made
+    [before] = [made for text, made in notes if text.startswith("no bundle for coral-edgetpu, the other targets go on")]
+    assert "jetson-orin" not in before
+    assert [report.target for report in reports] == ["jetson-orin"]
+    assert (tmp_path / "m-1.0.0-jetson-orin" / MANIFEST_NAME).exists()
+    assert not (tmp_path / "m-1.0.0-coral-edgetpu").exists()
 
 
 LIGHT = """
