@@ -15,6 +15,7 @@ import onnx
 from onnx import helper, shape_inference
 
 from converters.cache import array_bytes
+from converters.graph.bodies import bodies_of, body_macs
 from converters.graph.constants import Constants
 from converters.graph.interface import Interface, SourceInput
 from converters.graph.opaque import Opaque, opaque_of, run_opaque
@@ -176,11 +177,18 @@ class Graph:
 
     @cached_property
     def macs(self) -> dict[str, int]:
-        """Multiply-adds of one row, by the name of the node's first output; nodes without multiply-adds are missing."""
+        """Multiply-adds of one row, by the name of the node's first output; nodes without multiply-adds are missing.
+
+        Loops count with their bodies (see `body_macs`).
+        """
         if self.opaque is not None:
             return {self.outputs[0].name: self.opaque.macs}
         one = self.with_batch(1)
         counts = {node.output[0]: _macs(node, one.shapes) for node in one.nodes}
+        if any(bodies_of(node) for node in one.nodes):
+            inferred = shape_inference.infer_shapes(_without_weights(one.model), data_prop=True).graph.node
+            repeated = [node for node in inferred if bodies_of(node)]
+            counts.update({node.output[0]: body_macs(node, one.shapes, one.constants, _macs) for node in repeated})
         return {name: count for name, count in counts.items() if count}
 
     def maker(self, tensor: str) -> Any | None:

@@ -1,7 +1,7 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from converters.frontends.onnx import canonical, onnx_answers
 from converters.graph import graph as graph_module
@@ -157,3 +157,47 @@ def test_a_compact_graph_computes_the_same():
     compact = graph.compact()
     assert compact.to_bytes() == graph.to_bytes()
     assert compact.model is not graph.model
+
+
+def test_layers_in_the_body_of_a_scan_count_at_each_step():
+    """Ten steps of two dense layers; a Loop of unknown length counts once, and never as nothing."""
+    value, make = helper.make_tensor_value_info, helper.make_node
+    body = helper.make_graph(
+        [
+            make("MatMul", ["step", "w"], ["p"]),
+            make("MatMul", ["state", "r"], ["q"]),
+            make("Add", ["p", "q"], ["next"]),
+            make("Identity", ["next"], ["out"]),
+        ],
+        "body",
+        [value("state", TensorProto.FLOAT, None), value("step", TensorProto.FLOAT, None)],
+        [value("next", TensorProto.FLOAT, None), value("out", TensorProto.FLOAT, None)],
+    )
+    loop = helper.make_graph(
+        [make("MatMul", ["s", "r"], ["t"]), make("Identity", ["go"], ["on"])],
+        "loop",
+        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("s", TensorProto.FLOAT, None)],
+        [value("on", TensorProto.BOOL, []), value("t", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        make("Transpose", ["x"], ["turned"], perm=[1, 0, 2]),
+        make("Scan", ["start", "turned"], ["last", "all"], body=body, num_scan_inputs=1),
+        make("ReduceSum", ["x"], ["sum"], keepdims=0),
+        make("Cast", ["sum"], ["count"], to=TensorProto.INT64),
+        make("Loop", ["count", "yes", "last"], ["y"], body=loop),
+    ]
+    constants = {
+        "w": np.zeros((8, 4), np.float32),
+        "r": np.zeros((4, 4), np.float32),
+        "start": np.zeros((1, 4), np.float32),
+        "yes": np.array(True),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "loops",
+        [value("x", TensorProto.FLOAT, [1, 10, 8])],
+        [value("y", TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    made = Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert made.macs == {"last": 10 * (8 * 4 + 4 * 4), "y": 4 * 4}
