@@ -25,7 +25,7 @@ def unfit(spec: TensorSpec, value: Array) -> list[str]:
     """Advice for the arrays that `in_type` left alone; empty where there is nothing to advise."""
     dtype = spec.dtype.numpy
     if value.dtype == dtype:
-        return []
+        return _moved_channels(spec, value)
     if _class(value.dtype) == "integer" and _class(dtype) == "float":
         return [
             f"Save {spec.name} as the model was trained: x.astype('{dtype}') where it takes the numbers as they are, "
@@ -70,3 +70,15 @@ def _beyond(value: Array, dtype: np.dtype) -> bool:
 def _class(dtype: np.dtype) -> str:
     """Integer (booleans too), float, or another kind."""
     return {"i": "integer", "u": "integer", "b": "integer", "f": "float"}.get(dtype.kind, dtype.kind)
+
+
+def _moved_channels(spec: TensorSpec, value: Array) -> list[str]:
+    """Advice for an array of the model's type whose channels are at the other end."""
+    if value.ndim < 3 or len(spec.shape) != value.ndim or not spec.faults(value):
+        return []
+    last = value.ndim - 1
+    for order in ((0, last, *range(1, last)), (0, *range(2, last + 1), 1)):
+        sizes = [value.shape[axis] for axis in order]
+        if all(size in (None, found) for size, found in zip(spec.shape[1:], sizes[1:], strict=True)):
+            return [f"The channels are on another axis: save {spec.name}.transpose{order}."]
+    return []

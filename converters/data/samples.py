@@ -242,11 +242,13 @@ def _checked(
     wanted = [spec.name for spec in specs]
     if set(arrays) != set(wanted):
         raise DataError(
-            f"{path} holds the arrays {sorted(arrays) or 'none'}, expected {sorted(wanted)}"
-            + (f" or {SINGLE!r}" if len(wanted) == 1 else "")
-            + f", and {LABELS!r} for labels",
+            f"{path} holds the arrays {', '.join(sorted(arrays)) or 'none'}, expected {', '.join(sorted(wanted))}"
+            + (f" or {SINGLE}" if len(wanted) == 1 and wanted != [SINGLE] else "")
+            + f", and {LABELS} for labels",
             advice="Name the arrays as the model names its inputs; `edgekit inspect` shows them.",
         )
+    if odd := [f"{name} is {value.dtype}" for name, value in arrays.items() if value.dtype.kind not in "biufOSU"]:
+        raise DataError(f"{path} holds types that no model takes: {', '.join(odd)}", advice="Save real numbers.")
     arrays = {spec.name: in_type(arrays[spec.name], spec.dtype.numpy) for spec in specs}
     faults = [fault for spec in specs for fault in spec.faults(arrays[spec.name])]
     lengths = {name: len(value) for name, value in arrays.items() if value.ndim}

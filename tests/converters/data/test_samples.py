@@ -92,7 +92,7 @@ def test_all_faults_are_told_at_once(tmp_path):
 
 def test_missing_input_is_named(tmp_path):
     """A model with two inputs needs both arrays under their names."""
-    with pytest.raises(DataError, match=r"holds the arrays \['x'\], expected \['image', 'mask'\]"):
+    with pytest.raises(DataError, match="holds the arrays x, expected image, mask, and y"):
         load_samples(data(tmp_path / "d.npz", x=images(3)), [IMAGE, MASK])
 
 
@@ -204,3 +204,16 @@ def test_time_stamps_that_float32_rounds_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"float32 rounds values of input t near 1\.7e\+09 by up to 6") as caught:
         load_samples(data(tmp_path / "d.npz", t=rows), [TensorSpec("t", DType.FLOAT32, (None, 1))], interface=interface)
     assert "Subtract the offset" in caught.value.advice
+
+
+def test_channels_on_another_axis_and_complex_numbers_are_told(tmp_path):
+    """The advice has the transposition to paste; the array with complex numbers is named."""
+    spec = (TensorSpec("image", DType.FLOAT32, (None, 3, 8, 9)),)
+    path = tmp_path / "d.npz"
+    np.savez(path, x=np.zeros((5, 8, 9, 3), np.float32))
+    with pytest.raises(DataError, match="expected") as caught:
+        load_samples(path, spec)
+    assert "image.transpose(0, 3, 1, 2)" in caught.value.advice
+    np.savez(path, x=np.zeros((5, 3, 8, 9), np.complex64))
+    with pytest.raises(DataError, match="image is complex64"):
+        load_samples(path, spec)
