@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import checker
 
+from converters.foreign_text import SHOWN
 from converters.frontends.interface.sizes import settle
 from converters.frontends.interface.step import canonical_graph
 from converters.frontends.interface.undecided import branch_refusal
@@ -14,7 +15,7 @@ from converters.frontends.onnx import classical
 from converters.frontends.onnx.branches import fold_branches
 from converters.frontends.onnx.contrib import OPTIMIZED_ADVICE, rewrite_contrib
 from converters.frontends.onnx.floats import all_float32, dtypes_of
-from converters.frontends.onnx.foreign import one_line
+from converters.frontends.onnx.foreign import one_line, place_of
 from converters.frontends.onnx.masked_writes import with_masked_writes
 from converters.frontends.onnx.nodes import all_nodes, name_nodes
 from converters.frontends.onnx.opset import at_opset, require_known_operators
@@ -124,6 +125,7 @@ def _check(model: onnx.ModelProto, source: str) -> None:
         if "op_type:If" in str(error):
             raise branch_refusal(model) from error
         raise ModelFormatError(
-            f"{source} is not a valid ONNX model: {one_line(error)}",
+            f"{source} is not a valid ONNX model{place_of(error)} ({SHOWN})",
             advice="Export the model again; onnx.checker.check_model(path, full_check=True) shows the same fault.",
+            foreign_text=one_line(error),
         ) from error

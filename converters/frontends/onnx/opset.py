@@ -7,6 +7,7 @@ import re
 import onnx
 from onnx import version_converter
 
+from converters.foreign_text import SHOWN
 from converters.frontends.onnx.foreign import one_line
 from converters.frontends.onnx.nodes import all_nodes
 from converters.frontends.onnx.repair import MAX_IR, MIN_IR
@@ -83,6 +84,7 @@ def _not_converted(
         backend = f"any target: ONNX's converter cannot bring it from opset {version} to {wanted}"
         return UnsupportedOpError(operator, layer, backend=backend, advice=advice)
     return ModelFormatError(
-        f"{source} uses ONNX opset {version} and cannot be converted to opset {wanted}: {one_line(error)}",
+        f"{source} uses ONNX opset {version} and cannot be converted to opset {wanted} ({SHOWN})",
+        foreign_text=one_line(error),
         advice=advice,
     )

@@ -7,7 +7,8 @@ from typing import Any
 import onnx
 from onnx import shape_inference
 
-from converters.frontends.onnx.foreign import one_line
+from converters.foreign_text import SHOWN
+from converters.frontends.onnx.foreign import one_line, place_of
 from edgekit.errors import ModelFormatError
 
 
@@ -41,8 +42,9 @@ def inferred_shapes(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
         return shape_inference.infer_shapes(model, data_prop=True)
     except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
         raise ModelFormatError(
-            f"{source} is not a valid ONNX model: {one_line(error)}",
+            f"{source} is not a valid ONNX model{place_of(error)} ({SHOWN})",
             advice="Export the model again; onnx.checker.check_model(path, full_check=True) shows the same fault.",
+            foreign_text=one_line(error),
         ) from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 from onnx import inliner
 
+from converters.foreign_text import SHOWN
 from converters.frontends.onnx.cut import cut_at
 from converters.frontends.onnx.floats import precision_of
 from converters.frontends.onnx.foreign import one_line
@@ -61,6 +62,7 @@ def inlined(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
         return repaired(inliner.inline_local_functions(model))
     except (RuntimeError, ValueError) as error:
         raise ModelFormatError(
-            f"{source}: the functions inside the model cannot be read: {one_line(error)}",
+            f"{source}: the functions inside the model cannot be read ({SHOWN})",
+            foreign_text=one_line(error),
             advice="Export the model again without functions of its own.",
         ) from error

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tf2onnx
 from onnx import helper, numpy_helper
 
-from converters.foreign_text import named
+from converters.foreign_text import SHOWN, plain_text
 from converters.frontends.refusals import changes_state
 from converters.frontends.tensorflow.loaded import Loaded
 from converters.frontends.tensorflow.numbering import renumber
@@ -87,8 +87,9 @@ def _converted(function: Any, inputs: list[Any]) -> Any:
                 advice="Replace the layer, or save the model from the next layer on.",
             ) from error
         raise ConversionError(
-            f"the model cannot be exported to ONNX: {named(error)}",
+            f"the model cannot be exported to ONNX: tf2onnx fails with {type(error).__name__} ({SHOWN})",
             advice="Export it to ONNX yourself, and convert the .onnx file.",
+            foreign_text=plain_text(error),
         ) from error
     finally:
         logger.removeHandler(watched)

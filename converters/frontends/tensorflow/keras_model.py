@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 from keras.src.backend.tensorflow import numpy as keras_numpy
 
-from converters.foreign_text import named
+from converters.foreign_text import SHOWN, plain_text
 from converters.frontends.files.keras_layers import custom_code
 from converters.frontends.tensorflow.legacy import keras2_layers
 from converters.frontends.tensorflow.loaded import Loaded, input_spec, unique
@@ -131,6 +131,7 @@ def _refusal(path: str, error: Exception) -> ModelFormatError:
     if missing:
         return custom_code(path, [(missing[3], "")])
     return ModelFormatError(
-        f"{path} cannot be loaded by Keras {keras.__version__}: {named(error)}",
+        f"{path} cannot be loaded by Keras {keras.__version__}, which fails with {type(error).__name__} ({SHOWN})",
         advice="Save the model again as .keras with a recent Keras 3, with Keras's own layers only.",
+        foreign_text=plain_text(error),
     )

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import struct_pb2
 from tensorflow.python.saved_model import loader_impl
 
-from converters.foreign_text import named
+from converters.foreign_text import SHOWN, plain_text
 from converters.frontends.tensorflow.legacy import frozen_saved_model
 from converters.frontends.tensorflow.loaded import Loaded, input_spec, unique
 from edgekit.errors import ModelFormatError, SettingsError
@@ -151,10 +151,11 @@ def _frozen(path: str, signature: str, why: Exception) -> Loaded:
         call, specs, names = frozen_saved_model(path, signature or DEFAULT)
     except (ValueError, LookupError, OSError, RuntimeError, tf.errors.OpError) as error:
         raise ModelFormatError(
-            f"{path} cannot be loaded by TensorFlow {tf.__version__}: {named(why)}; "
-            f"nor by the loader of TensorFlow 1: {named(error)}",
+            f"{path} cannot be loaded by TensorFlow {tf.__version__}, nor by the loader of TensorFlow 1: they fail "
+            f"with {type(why).__name__} and {type(error).__name__} ({SHOWN})",
             advice="Load it with the TensorFlow that wrote it, and save it as .keras.",
+            foreign_text=f"{plain_text(why)}\n{plain_text(error)}",
         ) from why
-    print(f"{path} was loaded by TensorFlow 1's loader, since the usual one failed: {named(why)}")
+    print(f"{path} was loaded by TensorFlow 1's loader, since the usual one failed with {type(why).__name__}")
     inputs = [input_spec(name, spec.shape, spec.dtype, path) for name, spec in specs.items()]
     return Loaded(call, inputs, names)

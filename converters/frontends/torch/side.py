@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from converters.foreign_text import named
+from converters.foreign_text import SHOWN, named, plain_text
 from converters.frontends.refusals import changes_state
 from converters.frontends.torch.writes import with_exact_writes
 from edgekit.errors import ModelFormatError, UnsupportedOpError
@@ -20,6 +20,7 @@ from edgekit.tensors import Array
 
 OPSET = 18  # the exporter's own opset; it does not convert convolutions to an older one, and only logs that
 ROWS = 32
+_OPERATOR = re.compile(r"\b(?:aten|prims|torchvision|higher_order)(?:\.|::)\w+")
 _IN_PLACE = re.compile(r"aten\.\w*[a-z]_\.")
 
 _loaded: dict[str, _Program] = {}
@@ -74,8 +75,10 @@ def export_program(path: str, key: str, source: str) -> bytes:
         program = torch.export.load(path)
     except Exception as error:  # the loader raises errors of any type; the message names it and the conversion stops
         raise ModelFormatError(
-            f"PyTorch {torch.__version__} cannot load the program{_saved_by(path)}: {named(error)}",
+            f"PyTorch {torch.__version__} cannot load the program{_saved_by(path)}: it fails with "
+            f"{type(error).__name__} ({SHOWN})",
             advice=f"Save it with torch.export.save of a PyTorch no newer than {torch.__version__}.",
+            foreign_text=plain_text(error),
         ) from error
     _require_inference(program)
     if changed := _changed_buffers(program):
@@ -153,10 +156,17 @@ def _exported(program: Any) -> Any:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ModelFormatError(
-            f"PyTorch {torch.__version__} cannot export the program to ONNX: {named(cause)}",
+            f"PyTorch {torch.__version__} cannot export the program to ONNX{_named_operator(cause)} ({SHOWN})",
+            foreign_text=named(cause),
             advice="Replace the operator if one is named; otherwise save the program with fixed sizes besides the "
             "batch, or export the model to ONNX yourself and convert the .onnx file.",
         ) from error
+
+
+def _named_operator(cause: BaseException) -> str:
+    """The operator that the exporter's error names, for messages; empty where it names none."""
+    found = _OPERATOR.search(str(cause))
+    return f": it has no form of {found[0].replace('::', '.')}" if found else ""
 
 
 def _onnx_program(program: Any) -> Any:
