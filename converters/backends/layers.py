@@ -124,7 +124,8 @@ def raise_opset(graph: Graph, opset: int, purpose: str) -> Graph:
 def _four_bit(graph: Graph, node: Any) -> bool:
     operator, settings = node.op_type, attributes(node)
     if operator == "Conv":
-        return bool(settings.get("group", 1) == 1)
+        planes = graph.constants[node.input[1]].ndim <= 4  # LiteRT computes a volume as several planes
+        return bool(settings.get("group", 1) == 1) and planes
     if operator == "Gemm":
         return bool(settings.get("alpha", 1.0) == 1.0 and not settings.get("transA"))
     return bool(operator == "MatMul" and graph.constants[node.input[1]].ndim == 2)

@@ -5,6 +5,8 @@ would leave a single step for all real scores. So the operators from the constan
 
 Normalizations divide by the root of a mean square. Squares have twice the range of their roots in powers of two, and a
 reciprocal root is steepest at its smallest values. So the operators from the square to the scaled result stay float.
+
+A divisor that is small beside the largest one is 0 in 8 bits: LiteRT does not run such a division.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ NORMALIZED = 4  # operators from a root to the end of a normalization: factor, p
 
 # Kinds of operators by name, of ONNX and of LiteRT.
 SUMS = ("Add", "Sub", "ADD", "SUB")
+DIVISIONS = ("Div", "DIV")
 PRODUCTS = ("Mul", "Div", "MUL", "DIV")
 CHOICES = ("Where", "Max", "Min", "SELECT", "SELECT_V2", "MAXIMUM", "MINIMUM")
 MOVES = ("Concat", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -85,6 +88,16 @@ def normalizing(steps: Sequence[Step], limits: Limits) -> set[int]:
         if before:
             found |= before | {index} | _to_shift(steps, readers, index, NORMALIZED)
     return found
+
+
+def dividing(steps: Sequence[Step], limits: Limits) -> set[int]:
+    """Indices of the divisions by values that depend on the inputs: in 8 bits a small divisor is 0.
+
+    Args:
+        steps: The operators in order of execution.
+        limits: The limits of each constant.
+    """
+    return {index for index, step in enumerate(steps) if step.kind in DIVISIONS and step.inputs[1] not in limits}
 
 
 def _power(step: Step, limits: Limits) -> float | None:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from converters.calibration.masks import Step, masked, normalizing
+from converters.calibration.masks import Step, dividing, masked, normalizing
 from converters.graph.graph import Graph, attributes, label
 from converters.lowering.scopes import scope_of
 from edgekit.errors import ConversionError
@@ -91,7 +91,7 @@ def splits_of_fixed_scale(data: bytes) -> list[str]:
 
 
 def float_scopes(data: bytes) -> list[str]:
-    """Scopes of the operators of masks and normalizations, which lose too much in 8 bits. See `calibration.masks`."""
+    """Scopes of masks, normalizations and divisions, which lose too much in 8 bits. See `calibration.masks`."""
     model = parse_tflite(data)
     graph = model.subgraphs[0]
     steps = [
@@ -104,7 +104,7 @@ def float_scopes(data: bytes) -> list[str]:
         if values:
             content = np.frombuffer(values, np.float32)
             limits[str(index)] = float(content.min()), float(content.max())
-    found = masked(steps, limits) | normalizing(steps, limits)
+    found = masked(steps, limits) | normalizing(steps, limits) | dividing(steps, limits)
     return [_scope(graph, graph.operators[index]) for index in sorted(found)]
 
 

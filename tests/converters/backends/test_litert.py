@@ -374,3 +374,30 @@ def test_vector_that_multiplies_a_dense_layer_is_a_part_of_it(precision, child, 
     found, expected = run_rows(runtime, samples.inputs)["y"], graph.run(samples.inputs)["y"]
     runtime.close()
     assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_a_division_by_small_values_runs_in_an_int8_file(child, tmp_path):
+    """The divisor is near 0 for some inputs, and far from it for others, as in linear attention."""
+    nodes = [
+        models.helper.make_node("MatMul", ["x", "w"], ["a"], name="product"),
+        models.helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        models.helper.make_node("ReduceSum", ["r", "axis"], ["s"], name="sum"),
+        models.helper.make_node("Add", ["s", "tiny"], ["d"], name="above"),
+        models.helper.make_node("Div", ["r", "d"], ["q"], name="share"),
+        models.helper.make_node("MatMul", ["q", "v"], ["y"], name="last"),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.normal(0, 1, (8, 6)).astype(np.float32),
+        "v": rng.normal(0, 1, (6, 3)).astype(np.float32),
+        "axis": np.array([1], np.int64),
+        "tiny": np.float32(1e-3),
+    }
+    graph = Graph(models.model_of(nodes, {"x": ["batch", 8]}, {"y": ["batch", 3]}, constants))
+    x = (rng.normal(0, 1, (60, 8)) * rng.choice([0.003, 1.0], (60, 1))).astype(np.float32)
+    context = ConversionContext(graph, graph.with_batch(1), Samples({"x": x}), child, tmp_path)
+    runtime = open_artifact(LiteRTBackend(context).build(Recipe("int8")), tmp_path / "run")
+    large = x[np.abs(x).max(axis=1) > 0.5]
+    difference = np.abs(run_rows(runtime, {"x": large})["y"] - graph.run({"x": large})["y"])
+    runtime.close()
+    assert difference.mean() < 0.05

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from converters.calibration.calibrate import calibrate
-from converters.calibration.masks import masked, masking_nodes, normalizing, steps_of
+from converters.calibration.masks import Step, dividing, masked, masking_nodes, normalizing, steps_of
 from converters.data.samples import Samples
 from converters.graph.graph import Graph
 from converters.passes import BoundMasks, run_pass
@@ -88,3 +88,9 @@ def test_normalizations_are_found_whole():
     graph = Graph(models.model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 4]}, constants))
     found = normalizing(*steps_of(graph))
     assert {graph.nodes[index].name for index in found} == {one.name for one in nodes} - {"dense", "own"}
+
+
+def test_divisions_by_answers_stay_float():
+    """A division by a constant is a product; a small divisor that comes from the inputs is 0 in 8 bits."""
+    steps = [Step("DIV", ("x", "c"), ("a",)), Step("MUL", ("a", "b"), ("d",)), Step("DIV", ("a", "d"), ("y",))]
+    assert dividing(steps, {"c": (0.5, 2.0)}) == {2}
