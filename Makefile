@@ -56,7 +56,7 @@ bench: $(STAMP)  ## run all benchmarks; one: make bench-serve; models of others:
 bench-%: $(STAMP)
 	$(BIN)/python -m benchmarks $* $(if $(ARGS),-- $(ARGS))
 
-soak: $(STAMP)  ## roll out to 10,000 simulated devices; takes hours and about 50 GB of memory
+soak: $(STAMP)  ## roll out to 10,000 simulated devices; takes hours and about 20 GB of memory
 	ulimit -n 24000 && $(BIN)/python -m benchmarks fleet -- 10000
 
 docs: $(STAMP)  ## build the documentation site in build/docs (no network)
