@@ -37,6 +37,7 @@ from converters.backends.tflite.reader import (
     match_layers,
     operators_of,
     parts_of_layers,
+    products_of_constants,
     require_types,
     splits_of_fixed_scale,
     unchanged,
@@ -128,7 +129,9 @@ class LiteRTBackend:
         if recipe.precision == DYNAMIC:  # XNNPACK has no dynamic depthwise convolution: each would split the graph
             quantizer.add_weight_only_config(ALL, TFLOperationName.DEPTHWISE_CONV_2D, 8, _granularity(recipe))
         data = lowered.path.read_bytes()
-        kept_float = [*splits_of_fixed_scale(data), *float_scopes(data)] if recipe.precision == STATIC else []
+        kept_float = products_of_constants(data)
+        if recipe.precision == STATIC:
+            kept_float += [*splits_of_fixed_scale(data), *float_scopes(data)]
         for scope in kept_float:
             quantizer.update_quantization_recipe(_only(scope), ANY, algorithm_key=AlgorithmName.NO_QUANTIZE)
         ops = weighted_ops(data)

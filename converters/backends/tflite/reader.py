@@ -108,6 +108,18 @@ def float_scopes(data: bytes) -> list[str]:
     return [_scope(graph, graph.operators[index]) for index in sorted(found)]
 
 
+def products_of_constants(data: bytes) -> list[str]:
+    """Scopes of the batch products with a constant on the left, which LiteRT runs in float only."""
+    model = parse_tflite(data)
+    graph = model.subgraphs[0]
+    return [
+        _scope(graph, operator)
+        for operator in graph.operators
+        if operator_name(model, operator) == "BATCH_MATMUL"
+        and buffer_content(model.buffers[graph.tensors[operator.inputs[0]].buffer], data)
+    ]
+
+
 def weighted_ops(data: bytes) -> list[WeightedOp]:
     """The operators with weights, in execution order. Weights that are read through a DEQUANTIZE count too."""
     model = parse_tflite(data)

@@ -400,3 +400,27 @@ def test_a_division_by_small_values_runs_in_an_int8_file(child, tmp_path):
     difference = np.abs(run_rows(runtime, {"x": x})["y"] - graph.run({"x": x})["y"])
     runtime.close()
     assert difference[np.abs(x).max(axis=1) > 0.5].mean() < 0.05
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-dynamic", "int8-weights"])
+def test_a_batch_product_with_a_constant_on_the_left_is_made_in_every_kind(precision, child, tmp_path):
+    """Learned queries over a feature map: the quantizer fails on the constant, or LiteRT on its 8 bits."""
+    nodes = [
+        models.helper.make_node("MatMul", ["x", "w"], ["k"], name="keys"),
+        models.helper.make_node("Transpose", ["k"], ["t"], perm=[0, 2, 1]),
+        models.helper.make_node("MatMul", ["q", "t"], ["s"], name="scores"),
+        models.helper.make_node("Softmax", ["s"], ["a"], axis=-1),
+        models.helper.make_node("MatMul", ["a", "k"], ["y"], name="mixed"),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.normal(0, 1, (8, 16)).astype(np.float32),
+        "q": rng.normal(0, 0.3, (1, 4, 16)).astype(np.float32),
+    }
+    graph = Graph(models.model_of(nodes, {"x": ["batch", 9, 8]}, {"y": ["batch", 4, 16]}, constants))
+    x = {"x": rng.normal(0, 1, (60, 9, 8)).astype(np.float32)}
+    context = ConversionContext(graph, graph.with_batch(1), Samples(x), child, tmp_path)
+    runtime = open_artifact(LiteRTBackend(context).build(Recipe(precision)), tmp_path / "run")
+    difference = np.abs(run_rows(runtime, x)["y"] - graph.run(x)["y"])
+    runtime.close()
+    assert difference.mean() < 0.05
