@@ -171,7 +171,8 @@ async def refused(device, assignment):
     await device.until(lambda: device.state.failed is not None and device.state.failed.assignment == assignment)
     await device.settled("1.0.0")
     check_unmoved(device)
-    return device.reported().outcomes["digits"] if device.reported().outcomes else device.state.outcome
+    await device.until(lambda: device.reported().outcomes.get("digits") == device.state.outcome)
+    return device.reported().outcomes["digits"]
 
 
 @pytest.mark.parametrize(

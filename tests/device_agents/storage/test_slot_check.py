@@ -185,7 +185,7 @@ async def test_a_bundle_that_ends_the_process_after_its_commit_is_rolled_back(de
     await updated.kill()
     await updated.start()
     assert await updated.answering() == "1.0.0"
-    await updated.until(lambda: updated.reported().outcomes["digits"].error == "CrashLoop")
+    await updated.until(lambda: [one.error for one in updated.reported().outcomes.values()] == ["CrashLoop"])
     assert updated.reported().outcomes["digits"].result == "rolled-back"
     await updated.settled("1.0.0")
     await updated.stop()
