@@ -136,7 +136,7 @@ async def test_the_reports_of_a_real_agent_have_what_gates_compare(tmp_path):
                     device.inference.outcome("digits", str(number), good=good)
                 if good:
                     side.state.rollouts.apply(side.rollout().id, Aborted(), side.clock.wall())
-            await side.until(lambda: side.rollout().devices[DEVICE].observed.pairs)
+            await side.until(lambda: side.rollout().devices[DEVICE].observed.candidate.total.requests == 20)
             observed = side.rollout().devices[DEVICE].observed
             assert observed.previous == digests[0]
             assert (observed.pairs["outcome drop <= 0"].worse, observed.candidate.total.requests) == (20, 20)
