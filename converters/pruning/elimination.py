@@ -72,7 +72,7 @@ class _State:
     def __init__(self, reader: Reader, units: int) -> None:
         size = len(reader.covariance)
         mean = float(np.trace(reader.covariance)) / max(size, 1)
-        self._energy = float(np.einsum("ok,kl,ol->", reader.weights, reader.covariance, reader.weights)) or 1.0
+        self._energy = float(np.sum((reader.weights @ reader.covariance) * reader.weights, dtype=np.float64)) or 1.0
         damping = DAMPING * np.diag(reader.covariance) + max(CONSTANT * mean, 1e-30)
         damped = reader.covariance.astype(np.float64) + np.diag(damping)
         self._inverse = np.linalg.inv(damped)
