@@ -285,10 +285,18 @@ class Levels:
         if level is None:
             reasons = [f"{name}: {reason}" for name, reason in self.frozen.items()]
             raise ConversionError(
-                self._fault or obstacle or f"this model cannot shrink to {share:.0%} by pruning channels",
+                self._fault or obstacle or self._too_large(share, aim),
                 advice="; ".join(reasons[:5]) if reasons else "Give --data with real samples, or --prune auto.",
             )
         return [with_base(kind, one.base) for one in self.recovered(level) for kind in lowered]
+
+    def _too_large(self, share: float, aim: str) -> str:
+        least = min((one.left for one in self._made.values() if one is not None), default=1.0)
+        of = "its parameters are" if aim == "size" else "its estimated cost is"
+        return (
+            f"this model cannot shrink to {share:.0%} by pruning channels: "
+            f"without all channels that can go, {least:.0%} of {of} left"
+        )
 
     def _make(self, name: str, share: float, profile: TargetProfile, aim: str, cheapest: Recipe) -> PruningLevel:
         """The level; one without parameters where the graph cannot shrink so far."""

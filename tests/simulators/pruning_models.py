@@ -276,8 +276,17 @@ def flattened(kind, *, turned=False):
     return make
 
 
+def _interpolated(net, x):
+    """Half as large and back, as PyTorch's exporter writes `interpolate` with a free batch, between waves."""
+    small = net.op("AveragePool", [net.op("Sin", [x])], kernel_shape=[2, 2], strides=[2, 2])
+    first = net.op("Shape", [small], start=0, end=2)
+    sizes = net.op("Concat", [first, net.constant(np.array([8, 8], np.int64))], axis=0)
+    return net.op("Cos", [net.op("Resize", [small, "", "", sizes], mode="nearest")])
+
+
 STRUCTURES = {
     "plain": _images(lambda net, x: x),
+    "interpolated": _images(_interpolated),
     "depthwise": _images(lambda net, x: net.relu(net.deep(net.relu(net.deep(x))))),
     "residual": _images(_residual),
     "concat": _images(_concat),

@@ -12,6 +12,8 @@ from converters.graph.graph import attributes
 from converters.passes.channels.groups import Channels, Lanes
 from edgekit.tensors import Array
 
+FIRST_SIZES = 2  # batch and channels
+
 ENDLESS = 1 << 31  # an end of a Slice from here on means "to the end"
 HEAD_STEPS = 48  # operators between a reshape to heads and the product of heads
 RESHAPED = ("Expand", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
@@ -267,10 +269,27 @@ def _target_shape_can_shrink(channels: Channels, number: int, node: Any, axis: i
     return bool(single and rest is not None and rest.item() == -1)
 
 
+def keeps_first_sizes(channels: Channels, node: Any) -> bool:
+    """True for a Resize to sizes whose first two are those of its own input: PyTorch exports `interpolate` so."""
+    maker = channels.made_by(node.input[3]) if node.op_type == "Resize" and len(node.input) > 3 else None
+    if (
+        maker is None
+        or maker.op_type != "Concat"
+        or any(name not in channels.graph.constants for name in maker.input[1:])
+    ):
+        return False
+    shape = channels.made_by(maker.input[0])
+    given = attributes(shape) if shape is not None and shape.op_type == "Shape" else {}
+    return given.get("end") == FIRST_SIZES and not given.get("start", 0) and shape.input[0] == node.input[0]
+
+
 def shape_read(channels: Channels, number: int, node: Any) -> bool:
-    """Shape, if its readers take only the batch size from it."""
+    """Shape, if its readers take only the batch size from it, or if it gives a Resize the channels that it has."""
     readers: Sequence[Any] = channels.graph.consumers(node.output[0])
     constants = channels.graph.constants
+    behind = [one for reader in readers for one in channels.graph.consumers(reader.output[0])]
+    if behind and all(reader.op_type == "Concat" for reader in readers):
+        return all(one.input[0] == node.input[0] and keeps_first_sizes(channels, one) for one in behind)
     first = attributes(node).get("start", 0) == 0 and attributes(node).get("end") == 1
     return bool(readers) and (
         first

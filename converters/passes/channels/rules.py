@@ -17,9 +17,10 @@ from converters.passes.weights import Dense, is_dense
 from edgekit.tensors import Array
 
 UNARY = (
-    "Abs", "Cast", "Ceil", "Celu", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity",
-    "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign",
-    "Sqrt", "Swish", "Tanh", "ThresholdedRelu",
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Elu",
+    "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Mish", "Neg", "Not",
+    "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt",
+    "Swish", "Tan", "Tanh", "ThresholdedRelu",
 )  # fmt: skip
 ELEMENTWISE = ("Add", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum", "Where")
 POOLING = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
@@ -292,9 +293,12 @@ def _reduced(channels: Channels, number: int, node: Any) -> bool:
 
 
 def _resized(channels: Channels, number: int, node: Any) -> bool:
-    """Resize to constant sizes, or by constant scales with scale 1 for the channels."""
+    """Resize to constant sizes, or by constant scales with scale 1 for the channels, or to the channels it has."""
     lanes, constants = channels.lanes.get(node.input[0]), channels.graph.constants
     given = [(input_index, name) for input_index, name in enumerate(node.input) if input_index >= 2 and name]
+    if lanes is not None and moving.keeps_first_sizes(channels, node):
+        channels.lanes[node.output[0]] = lanes
+        return lanes.axis < moving.FIRST_SIZES
     if lanes is None or len(given) != 1 or given[0][1] not in constants or attributes(node).get("axes"):
         return False
     input_index, values = given[0][0], constants[given[0][1]]

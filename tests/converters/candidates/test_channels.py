@@ -30,7 +30,7 @@ from edgekit.errors import ConversionError, RecipeError, RefusedError, SettingsE
 from edgekit.runtimes import open_runtime
 from tests.simulators import models
 from tests.simulators.channel_models import mobile
-from tests.simulators.pruning_models import up_by_groups
+from tests.simulators.pruning_models import STRUCTURES, up_by_groups
 
 WIDTH = 24
 HOW = {"targets": ["raspberry-pi-5"], "runtime": "onnxruntime"}
@@ -216,6 +216,19 @@ def test_a_model_that_cannot_shrink_says_why(tmp_path):
         with pytest.raises(ConversionError, match="No layer of this model") as raised:
             levels.kinds_at(0.5, profile, "size", [Recipe()])
         assert NO_RULE in raised.value.advice
+
+
+def test_a_share_out_of_reach_says_how_far_the_model_shrinks(tmp_path):
+    """Each layer keeps a channel, and the last one all of them."""
+    net, output = STRUCTURES["plain"]()
+    graph = net.graph(output)
+    with TensorFlowProcess() as child:
+        context = ConversionContext(graph, graph.with_batch(1), Samples({"x": net.x(40)}), child, tmp_path)
+        levels = Levels(context, "", (output,), 0)
+        with pytest.raises(
+            ConversionError, match=r"cannot shrink to 1%.*: without .*, \d+% of its parameters are left"
+        ):
+            levels.kinds_at(0.01, find_target("raspberry-pi-5", known_targets()), "size", [Recipe()])
 
 
 def test_fault_in_pruning_ends_no_conversion(tmp_path):
