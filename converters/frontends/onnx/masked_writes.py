@@ -50,8 +50,8 @@ class _Reader:
         self._makers = {name: node for node in graph.node for name in node.output}
         self._constants = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
         typed = (*inferred.value_info, *inferred.input, *inferred.output)
-        self._shapes = {value.name: value.type.tensor_type.shape.dim for value in typed if _has_shape(value)}
-        self._shapes.update({tensor.name: tensor.dims for tensor in graph.initializer})
+        self._shapes = {value.name: _sizes(value) for value in typed if _has_shape(value)}
+        self._shapes.update({tensor.name: [*tensor.dims] for tensor in graph.initializer})
 
     def masked_write(self, node: Any) -> tuple[str, str] | None:
         """The mask, and a tensor of the one value that `node` writes where it is true; None for any other node."""
@@ -62,8 +62,10 @@ class _Reader:
         if places is None or turned is None or list(_attribute(turned, "perm", [1, 0])) != [1, 0]:
             return None
         mask, value = places.input[0], self._one_value(node.input[2])
-        ranks = [len(self._shapes[name]) if name in self._shapes else None for name in (mask, node.input[0])]
-        return (mask, value) if value and None not in ranks and ranks[0] == ranks[1] else None
+        sizes = self._shapes.get(mask)
+        # Where would repeat a mask that is smaller than the tensor, and add the axes of a value that has more.
+        fits = sizes is not None and None not in sizes and sizes == self._shapes.get(node.input[0])
+        return (mask, value) if fits and value and len(self._shapes.get(value, ())) <= len(sizes or ()) else None
 
     def _maker(self, name: str, kind: str) -> Any:
         node = self._makers.get(name)
@@ -79,6 +81,12 @@ class _Reader:
                 return ""
             name = node.input[0]
         return ""
+
+
+def _sizes(value: Any) -> list[int | str | None]:
+    """The sizes of a tensor: numbers, names of free axes, and None for what is not known."""
+    dims = value.type.tensor_type.shape.dim
+    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in dims]
 
 
 def _has_shape(value: Any) -> bool:
