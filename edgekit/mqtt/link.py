@@ -36,6 +36,7 @@ from edgekit.waiting import within
 log = logging.getLogger(__name__)
 
 MISC_SECONDS = 1.0  # interval of paho's loop_misc, which sends keepalive pings
+PACKETS_A_TURN = 64  # read in one turn of the event loop
 FILTERS_PER_SUBSCRIBE = 8  # the smallest known limit of hosted brokers
 SESSION_TAKEN_OVER = 0x8E  # reason of a DISCONNECT in MQTT 5
 
@@ -106,7 +107,7 @@ class Link:
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._acknowledgements: dict[int, asyncio.Future[Sequence[ReasonCode]]] = {}
         self.packet_limit = options.max_payload_bytes + PACKET_OVERHEAD_BYTES
-        self._attached = self._waits_to_write = False
+        self._attached = self._waits_to_write = self._reads_on = False
         self._misc: asyncio.TimerHandle | None = None
         self._client = self._make_client()
 
@@ -320,13 +321,24 @@ class Link:
         return properties
 
     def _readable(self) -> None:
+        """Read what has arrived, at most PACKETS_A_TURN packets: a broker that never stops must not stop the loop."""
         try:
-            self._client.loop_read()
-            while self._client.buffered or self._pending_tls():
+            for _ in range(PACKETS_A_TURN):
                 self._client.loop_read()
+                if not (self._client.buffered or self._pending_tls()):
+                    return
         except Exception as error:  # paho raises many errors for malformed packets; they end this connection only
             log.warning("broker %s:%d: unreadable packet", self._target.host, self._target.port, exc_info=True)
             self.drop(f"unreadable packet: {error}")
+            return
+        if not self._reads_on:
+            self._reads_on = True
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        self._reads_on = False
+        if not self.closed.done():
+            self._readable()
 
     def _pending_tls(self) -> bool:
         """True for bytes that OpenSSL has already read: they do not make the file descriptor readable."""

@@ -16,6 +16,7 @@ from edgekit.mqtt.transport import MqttTransport, backoff
 from edgekit.protocols import Clock, Message
 from tests.simulators.scripted_broker import PUBLISH, SUBSCRIBE, UNSUBSCRIBE, ScriptedBroker
 
+FLOOD = 4000  # messages
 PATIENCE = 45.0
 
 
@@ -365,6 +366,27 @@ async def test_a_message_that_nobody_asked_for_is_dropped(
     await until(lambda: bool(got))
     assert got == ["a"]
     assert transport.dropped_messages == 1
+
+
+async def test_a_flood_of_messages_leaves_the_others_of_the_loop_their_turns(
+    broker: ScriptedBroker, make: Callable[..., MqttTransport]
+) -> None:
+    """Answers to local clients run in the same loop as the connection to a broker that never stops."""
+    transport = await connect(make())
+    turns, seen = 0, []
+
+    async def others() -> None:
+        nonlocal turns
+        while len(seen) < FLOOD:
+            turns += 1
+            await asyncio.sleep(0)
+
+    await transport.subscribe("a", lambda message: seen.append(turns))
+    running = asyncio.create_task(others())
+    broker.send(b"\x30\x05\x00\x01a\x00x" * FLOOD)
+    await asyncio.wait_for(running, PATIENCE)
+    most_in_one_turn = max(seen.count(turn) for turn in set(seen))
+    assert most_in_one_turn <= 200
 
 
 async def test_stop_while_connecting_ends_at_once(broker: ScriptedBroker, make: Callable[..., MqttTransport]) -> None:
