@@ -125,7 +125,7 @@ def make_candidate(
 
 
 def advice_of(graph: Graph) -> str:
-    """What to do where the reference has other answers: ONNX leaves open which of two writes to one place stays."""
+    """Advice where the reference has other answers: ONNX leaves open which of two writes to one place stays."""
     writes = [node for node in graph.nodes if node.op_type in ("ScatterElements", "ScatterND", "Scatter")]
     replacing = [label(node) for node in writes if attributes(node).get("reduction", "none") in ("none", b"none")]
     return REPEATED.format(layer=replacing[0]) if replacing else parity.FAULT

@@ -169,8 +169,7 @@ class Levels:
             aim: ``cost`` or ``size``.
             cheapest: The recipe whose precision the cost is estimated in.
         """
-        name = "size" if aim == "size" else f"{profile.name} {cheapest.precision}"
-        key = name, share
+        name, _ = key = _key(share, profile, aim, cheapest)
         if key not in self._made:
             self._made[key] = self._known(key)
         if self._made[key] is None and not self._fault:
@@ -277,26 +276,19 @@ class Levels:
         Raises:
             ConversionError: the channels of the model cannot be pruned so far.
         """
-        obstacle, level = self.obstacle, None
+        obstacle, level, refusal = self.obstacle, None, ""
         lowered = [kind for kind in kinds if not kind.direct]
         if not obstacle:
             cheapest = min(lowered, key=lambda kind: estimate(self._context.fixed, profile, kind).value)
             level = self.at(share, profile, aim, cheapest)
+            refusal = _out_of_reach(self._made.get(_key(share, profile, aim, cheapest)), share, aim)
         if level is None:
             reasons = [f"{name}: {reason}" for name, reason in self.frozen.items()]
             raise ConversionError(
-                self._fault or obstacle or self._too_large(share, aim),
+                self._fault or obstacle or refusal,
                 advice="; ".join(reasons[:5]) if reasons else "Give --data with real samples, or --prune auto.",
             )
         return [with_base(kind, one.base) for one in self.recovered(level) for kind in lowered]
-
-    def _too_large(self, share: float, aim: str) -> str:
-        least = min((one.left for one in self._made.values() if one is not None), default=1.0)
-        of = "its parameters are" if aim == "size" else "its estimated cost is"
-        return (
-            f"this model cannot shrink to {share:.0%} by pruning channels: "
-            f"without all channels that can go, {least:.0%} of {of} left"
-        )
 
     def _make(self, name: str, share: float, profile: TargetProfile, aim: str, cheapest: Recipe) -> PruningLevel:
         """The level; one without parameters where the graph cannot shrink so far."""
@@ -316,6 +308,24 @@ class Levels:
             self._cache_scope.put(("base", base), data)
         whole = self._context.graph.parameters
         return PruningLevel(base, share, level.left, made.graph.parameters / whole, made.divergence)
+
+
+def _key(share: float, profile: TargetProfile, aim: str, cheapest: Recipe) -> tuple[str, float]:
+    """The key of a level: the name of its cost, and its share."""
+    return "size" if aim == "size" else f"{profile.name} {cheapest.precision}", share
+
+
+def _out_of_reach(made: PruningLevel | None, share: float, aim: str) -> str:
+    """The refusal of a share for which there is no level; empty where nothing was tried."""
+    if made is None:
+        return ""
+    if made.left <= share + NEAR:
+        return f"this model cannot shrink to {share:.0%}: with a batch of 1 the pruned graph gives other answers"
+    of = "its parameters are" if aim == "size" else "its estimated cost is"
+    return (
+        f"this model cannot shrink to {share:.0%} by pruning channels: "
+        f"without all channels that can go, {made.left:.0%} of {of} left"
+    )
 
 
 def _of_no_use(step: RecoveryStep, share: float) -> str:

@@ -42,7 +42,7 @@ class PlainActivations:
             if not self._replaced(node):
                 model.graph.node.append(node)
                 continue
-            nodes, constants = _WRITTEN[node.op_type](node, graph)
+            nodes, constants = _WRITTEN[node.op_type](node)
             model.graph.node.extend(nodes)
             model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
         return Graph(model)
@@ -58,7 +58,7 @@ class PlainActivations:
 Written = tuple[list[Any], dict[str, Array]]  # nodes and constants
 
 
-def _negated(node: Any, graph: Graph) -> Written:
+def _negated(node: Any) -> Written:
     """Twice x from x: TensorFlow's converter makes the negation of a product with -1 and of a difference from 0."""
     result, twice = node.output[0], f"{node.output[0]}.twice"
     nodes = [
@@ -68,7 +68,7 @@ def _negated(node: Any, graph: Graph) -> Written:
     return nodes, {f"{result}.two": np.array([2.0], np.float32)}
 
 
-def _leaky(node: Any, graph: Graph) -> Written:
+def _leaky(node: Any) -> Written:
     """The slope times x, and the rest of the slope times the rectified x."""
     slope = float(attributes(node).get("alpha", LEAKY_SLOPE))
     result, x = node.output[0], node.input[0]
@@ -82,7 +82,7 @@ def _leaky(node: Any, graph: Graph) -> Written:
     return nodes, {names["slope"]: np.array(slope, np.float32), names["rest"]: np.array(1.0 - slope, np.float32)}
 
 
-def _hard_swish(node: Any, graph: Graph) -> Written:
+def _hard_swish(node: Any) -> Written:
     """A third of x times half of the gate: TensorFlow's converter makes one operator of x times a sixth of it."""
     result, x = node.output[0], node.input[0]
     names = {part: f"{result}.{part}" for part in ("moved", "gate", "half", "third", "zero", "three", "six")}

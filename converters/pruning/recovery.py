@@ -70,7 +70,7 @@ class Recovered(msgspec.Struct, frozen=True):
 
 
 class Chosen(msgspec.Struct, frozen=True):
-    """What one recovery showed for those of the other graphs: the kind of copies, and if labels may help."""
+    """A choice of one recovery that those of other graphs follow: the kind of copies, and whether labels are tried."""
 
     copies: str = ""
     labels: bool = True
@@ -288,7 +288,7 @@ def copies_in(recovery: Sequence[str]) -> str:
 
 
 def chosen_by(recovery: Sequence[str], tried: Sequence[RecoveryStep]) -> Chosen:
-    """What a recovery with the steps `recovery`, of those `tried`, shows for others."""
+    """The choice that follows from a recovery with the steps `recovery`, of those `tried`."""
     return Chosen(copies_in(recovery), all(step.taken for step in tried if step.step == FINE_TUNED))
 
 

@@ -271,12 +271,10 @@ def _target_shape_can_shrink(channels: Channels, number: int, node: Any, axis: i
 
 def keeps_first_sizes(channels: Channels, node: Any) -> bool:
     """True for a Resize to sizes whose first two are those of its own input: PyTorch exports `interpolate` so."""
-    maker = channels.made_by(node.input[3]) if node.op_type == "Resize" and len(node.input) > 3 else None
-    if (
-        maker is None
-        or maker.op_type != "Concat"
-        or any(name not in channels.graph.constants for name in maker.input[1:])
-    ):
+    if node.op_type != "Resize" or len(node.input) < 4 or attributes(node).get("axes"):
+        return False
+    maker, constants = channels.made_by(node.input[3]), channels.graph.constants
+    if maker is None or maker.op_type != "Concat" or any(name not in constants for name in maker.input[1:]):
         return False
     shape = channels.made_by(maker.input[0])
     given = attributes(shape) if shape is not None and shape.op_type == "Shape" else {}
