@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from edgekit.errors import ParityError, RuntimeLoadError
+from edgekit.errors import ConversionError, ParityError, RuntimeLoadError
 from edgekit.runtimes.litert import XNNPACK, LiteRTRuntime
 from edgekit.runtimes.litert_messages import text_of
 from edgekit.runtimes.onnx import OnnxRuntime
@@ -25,6 +25,7 @@ _BY_ZERO = re.compile(r"(division|modulo) by (0|zero)|zero_point does not hold",
 def litert(name: str, path: str, like: str, kernels: str) -> None:
     """Load and run a .tflite. See `converters.trials.try_litert`; only messages use `name`."""
     if like:
+        require_weights_kept(Path(path))
         require_equal(Path(like), Path(path))
     elif kernels == CALIBRATION:
         _try_calibration(Path(path))
@@ -91,6 +92,44 @@ def require_equal(before: Path, after: Path) -> None:
     finally:
         first.close()
         second.close()
+
+
+def require_weights_kept(path: Path) -> None:
+    """Check that no weights which LiteRT unpacks are read after a loop whose outputs have computed sizes.
+
+    After such a loop LiteRT plans the memory of the graph anew. Weights that XNNPACK unpacked before it (float16 and
+    integers behind a DEQUANTIZE) then have other values in later runs, in some processes and not in others.
+
+    Raises:
+        ConversionError: weights are read there.
+    """
+    interpreter: Any = Interpreter(
+        model_path=str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+    interpreter.allocate_tensors()
+    unpacked, after_loop = set[int](), False
+    for operator in interpreter._get_ops_details():  # the library has no public list of operators
+        inputs = [int(index) for index in operator["inputs"]]
+        if after_loop and unpacked.intersection(inputs):
+            raise ConversionError(
+                "weights of float16 or integers are read after a loop whose outputs have computed sizes: "
+                "LiteRT answers differently from run to run there"
+            )
+        if operator["op_name"] == "DEQUANTIZE" and _has_memory(interpreter, inputs[0]):
+            unpacked.update(int(index) for index in operator["outputs"])
+        outputs = [int(index) for index in operator["outputs"] if index >= 0]
+        after_loop = after_loop or (
+            operator["op_name"] == "WHILE" and not all(_has_memory(interpreter, index) for index in outputs)
+        )
+
+
+def _has_memory(interpreter: Any, index: int) -> bool:
+    """True if a tensor has memory before the first run; without, its size is computed in a run."""
+    try:
+        interpreter.get_tensor(index)
+    except ValueError:
+        return False
+    return True
 
 
 def _require_equal_runs(first: Any, second: Any, before: str, least: int) -> None:

@@ -1,5 +1,8 @@
 """First runs of artifacts: a runtime that ends its process costs one candidate."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -69,3 +72,40 @@ def test_a_model_that_divides_by_its_input_is_tried_with_ones():
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = TensorProto.INT64
     trials.try_onnx("candidate float32", model.SerializeToString())
+
+
+MEMORY = """
+import sys, numpy as np, tensorflow as tf
+rng = np.random.default_rng(0)
+inner, dense = rng.normal(0, 0.4, (32, 32)).astype("float32"), rng.normal(0, 0.4, (32, 32)).astype("float32")
+
+@tf.function(input_signature=[tf.TensorSpec((6, 1, 32))])
+def computed(x):
+    def body(i, state, kept):
+        state = tf.tanh(tf.matmul(state, inner) + x[i])
+        return i + 1, state, kept.write(i, state)
+    kept = tf.TensorArray(tf.float32, 6, element_shape=(1, 32))
+    loop = tf.while_loop(lambda i, *_: i < 6, body, (0, tf.zeros((1, 32)), kept), maximum_iterations=6)
+    return tf.matmul(tf.reshape(loop[2].stack(), (6, 32)), dense)
+
+@tf.function(input_signature=[tf.TensorSpec((6, 1, 32))])
+def stated(x):
+    body = lambda i, state: (i + 1, tf.tanh(tf.matmul(state, inner) + tf.gather(x, i)))
+    return tf.matmul(tf.while_loop(lambda i, _: i < 6, body, (0, tf.zeros((1, 32))), maximum_iterations=6)[1], dense)
+
+for name, function in (("computed", computed), ("stated", stated)):
+    for kinds in ([], [tf.float16]):
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
+        converter.optimizations, converter.target_spec.supported_types = [tf.lite.Optimize.DEFAULT] * len(kinds), kinds
+        open(f"{sys.argv[1]}/{name}{16 if kinds else 32}.tflite", "wb").write(converter.convert())
+"""
+
+
+@pytest.mark.heavy
+def test_packed_weights_after_a_loop_with_computed_sizes_are_refused(tmp_path):
+    """LiteRT changed such weights between runs, in some processes; without sizes to compute, or packing, they stay."""
+    subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], check=True, capture_output=True)
+    with pytest.raises(ConversionError, match="after a loop whose outputs have computed sizes"):
+        trials.try_litert("candidate", tmp_path / "computed16.tflite", like=tmp_path / "computed16.tflite")
+    for good in ("computed32", "stated16", "stated32"):
+        trials.try_litert("candidate", tmp_path / f"{good}.tflite", like=tmp_path / f"{good}.tflite")

@@ -250,10 +250,22 @@ def _loop(
         index = steps - 1 - count if backwards else count
         here = None if within is None else tf.gather(within, index)
         answer, states = _masked(make_step(), tf.gather(by_step, index), states, here)
-        return (count + 1, states, *(one.write(index, answer) for one in outputs))
+        return (count + 1, states, *(_shifted(one, answer[None], backwards) for one in outputs))
 
-    written = [tf.TensorArray(tf.float32, steps, element_shape=(rows, size))] if keep else []
+    written = [tf.zeros((steps, rows, size))] if keep else []
     _, last, *kept = tf.while_loop(
         lambda count, *_: count < steps, body, (tf.constant(0), states, *written), maximum_iterations=steps
     )
-    return kept[0].stack() if kept else tf.zeros((steps, rows, size)), list(last)
+    return kept[0] if kept else tf.zeros((steps, rows, size)), list(last)
+
+
+def _shifted(outputs: Any, answer: Any, backwards: bool) -> Any:
+    """`outputs` (steps, rows, size) moved by one step, with `answer` (1, rows, size) in the free place.
+
+    All shapes in the loop's body are then known. A TensorArray is written at a computed place, and LiteRT plans the
+    memory of a graph anew after such a loop: weights that XNNPACK unpacks (float16, int8) and that are read after the
+    loop then had other values in later runs, now and then.
+    """
+    if outputs.shape[0] == 1:
+        return answer
+    return tf.concat([answer, outputs[:-1]] if backwards else [outputs[1:], answer], 0)
