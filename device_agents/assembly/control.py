@@ -60,7 +60,6 @@ def sample_hold(settings: AgentSettings) -> str:
 
 def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None = None) -> MqttTransport:
     """The broker connection; the user name is the device's name unless the URL has one. Raises SettingsError."""
-    username = None if "@" in settings.broker else settings.device
     tls = tls_files(settings)
     if tls.certificate is not None and tls.key is not None:
         mend_pair(tls.certificate, tls.key)
@@ -68,7 +67,7 @@ def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None
         settings.broker,
         client_id=client_id,
         will=will,
-        username=username,
+        username=settings.device,
         ca=tls.ca,
         certificate=tls.certificate,
         key=tls.key,

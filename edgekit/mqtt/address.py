@@ -46,6 +46,12 @@ def parse_url(url: str) -> BrokerAddress:
     return BrokerAddress(parts.hostname, port or PORTS[parts.scheme], parts.scheme == "mqtts", username, password)
 
 
+def without_user(url: str) -> str:
+    """`url` without user and password, which belong to whoever connects. Raises as `parse_url`."""
+    parse_url(url)
+    return _hide_password(urlsplit(url))
+
+
 def tls_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
     """A client's TLS context.
 

@@ -1,4 +1,4 @@
-"""Rules about a broker's largest packet. Pure."""
+"""Rules about a broker's largest packet, and about what else it must offer. Pure."""
 
 from __future__ import annotations
 
@@ -53,3 +53,25 @@ def broadcast_blocks(limit: int) -> int:
     """
     most = (limit - PACKET_OVERHEAD_BYTES) // BLOCK_BYTES if limit else MAX_BROADCAST_BLOCKS
     return max(1, min(most, MAX_BROADCAST_BLOCKS))
+
+
+def missing_service(*, qos: int, retains: bool, wildcards: bool) -> str:
+    """What a broker lacks that edgekit cannot do without, and what to do; empty if it lacks nothing.
+
+    Assignments, reports and presence are retained at QoS 1, and the controller subscribes with wildcards.
+
+    Args:
+        qos: The broker's highest QoS.
+        retains: True where it keeps retained messages.
+        wildcards: True where it accepts filters with wildcards.
+    """
+    if not retains:
+        return (
+            "it keeps no retained messages, in which edgekit keeps assignments, reports and presence; turn them on "
+            "(mosquitto: retain_available true)"
+        )
+    if qos < 1:
+        return "it offers QoS 0 only, and edgekit needs QoS 1; raise its limit (mosquitto: max_qos 2)"
+    if not wildcards:
+        return "it refuses filters with wildcards, which the controller needs for the topics of all devices; allow them"
+    return ""

@@ -27,7 +27,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edgekit.errors import PacketTooLargeError, TransportError
 from edgekit.mqtt.address import explain_failure
 from edgekit.mqtt.buffered_client import BufferedClient
-from edgekit.mqtt.limits import ADVISED_BYTES, PACKET_OVERHEAD_BYTES, too_large
+from edgekit.mqtt.limits import ADVISED_BYTES, PACKET_OVERHEAD_BYTES, missing_service, too_large
 from edgekit.mqtt.options import TransportOptions
 from edgekit.mqtt.outbox import MAX_INFLIGHT, Outbox
 from edgekit.protocols import Will
@@ -39,6 +39,7 @@ MISC_SECONDS = 1.0  # interval of paho's loop_misc, which sends keepalive pings
 PACKETS_A_TURN = 64  # read in one turn of the event loop
 FILTERS_PER_SUBSCRIBE = 8  # the smallest known limit of hosted brokers
 SESSION_TAKEN_OVER = 0x8E  # reason of a DISCONNECT in MQTT 5
+RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED = 0x9A, 0x9B  # reasons of a CONNACK in MQTT 5, here because of the will
 
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
@@ -376,7 +377,14 @@ class Link:
     def _connected(self, client: Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         if self._accepted.done():
             return
-        if not reason.is_failure:
+        lacks = missing_service(
+            qos=0 if reason.value == QOS_NOT_SUPPORTED else getattr(properties, "MaximumQoS", 2),
+            retains=reason.value != RETAIN_NOT_SUPPORTED and bool(getattr(properties, "RetainAvailable", 1)),
+            wildcards=bool(getattr(properties, "WildcardSubscriptionAvailable", 1)),
+        )
+        if lacks:
+            self._accepted.set_exception(TransportError(f"the broker cannot be used: {lacks}"))
+        elif not reason.is_failure:
             self.shares = self.protocol == "5" and bool(getattr(properties, "SharedSubscriptionAvailable", 1))
             self.packet_limit = min(self.packet_limit, getattr(properties, "MaximumPacketSize", self.packet_limit))
             self.outbox.inflight_limit = min(MAX_INFLIGHT, getattr(properties, "ReceiveMaximum", MAX_INFLIGHT))

@@ -56,7 +56,7 @@ class MqttTransport:
         url: ``mqtt://[user[:password]@]host[:1883]`` or ``mqtts://...``.
         client_id: Unique at the broker; when a second client uses the same id, the broker disconnects the first.
         will: Published by the broker when this client is lost.
-        username, password: Take the place of those in `url`.
+        username, password: Used where `url` names no user, or no password.
         clock: Measures how long a connection lasts.
         ca: PEM file of the authorities that may sign the broker's certificate; the system's where None (mqtts only).
         certificate, key: PEM files of this client's own certificate (mqtts only).
@@ -98,8 +98,8 @@ class MqttTransport:
             host=self.address.host,
             port=self.address.port,
             client_id=client_id,
-            username=self.address.username if username is None else username,
-            password=self.address.password if password is None else password,
+            username=username if self.address.username is None else self.address.username,
+            password=password if self.address.password is None else self.address.password,
             will=will,
             tls=tls_context(ca, certificate, key) if self.address.tls else None,
         )
@@ -299,7 +299,7 @@ class MqttTransport:
                 raise  # the broker spoke this version before, so the version is not the cause
             try:
                 return await self._open_as(second)
-            except TransportError:
+            except ProtocolRefusedError:
                 raise refusal from None
 
     async def _open_as(self, protocol: str) -> Link:

@@ -97,8 +97,8 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     device_broker: Annotated[
         str,
         Meta(
-            description="URL of the broker as devices reach it, for devices that enroll themselves. Empty: the setting "
-            "broker."
+            description="URL of the broker as devices reach it, for new devices. Empty: that of the setting broker, "
+            "without its user and password."
         ),
     ] = ""
     certificate_days: Annotated[

@@ -57,6 +57,13 @@ def control_transport(settings: ControlSettings) -> MqttTransport:
     )
 
 
+def broker_of_devices(settings: ControlSettings) -> str:
+    """URL of the broker as devices reach it, without the user and password of the controller."""
+    with needs_extra("controller"):
+        from edgekit.mqtt.address import without_user
+    return settings.device_broker or without_user(settings.broker)
+
+
 def author() -> str:
     """The user and host that run this command, as the audit log names them."""
     return f"{_user()}@{socket.gethostname()}"

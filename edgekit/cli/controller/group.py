@@ -14,7 +14,7 @@ import click
 
 from edgekit.bundle.targets import builtin_targets
 from edgekit.cli.common.console import control_settings, ignore_hangup, needs_extra, note
-from edgekit.cli.common.fleet import control_transport, read_root
+from edgekit.cli.common.fleet import broker_of_devices, control_transport, read_root
 from edgekit.cli.common.passphrase import needed_passphrase, passphrase_option
 from edgekit.cli.common.scratch import scratch_folder
 from edgekit.cli.controller.backup import backup, restore
@@ -145,7 +145,7 @@ def _join_service(
         authority=Authority.load(settings.keys, passphrase),
         root=read_root(settings),
         days=settings.certificate_days,
-        broker=settings.device_broker or settings.broker,
+        broker=broker_of_devices(settings),
         known_target=lambda name: name in targets and targets[name].agent,
         sample_key=b"" if settings.sample_key is None else settings.sample_key.read_bytes(),
     )

@@ -61,6 +61,23 @@ def test_enroll_writes_what_the_agent_starts_from(shell, tmp_path):
     state.close()
 
 
+def test_enroll_keeps_the_controllers_password_to_itself(shell, tmp_path):
+    """The folder has the broker without the controller's user; --broker and device_broker are taken as they are."""
+    enroll = f"edgekit device enroll --target {TARGET}"
+    settings = tmp_path / "edgekit.toml"
+    lines = [line for line in settings.read_text().splitlines() if not line.startswith("broker ")]
+    settings.write_text("\n".join(['broker = "mqtt://boss:secret@127.0.0.1:1"', *lines]))
+    shell(f"{enroll} pi-1 -o d/pi-1")
+    shell(f"{enroll} pi-2 -o d/pi-2 --broker mqtt://pi-2:own@127.0.0.1:1")
+    settings.write_text("\n".join(['device_broker = "mqtt://outside:1"', settings.read_text()]))
+    shell(f"{enroll} pi-3 -o d/pi-3")
+    brokers = [
+        load_settings(AgentSettings, file=tmp_path / "d" / name / "agent.toml", environ={}).broker
+        for name in ("pi-1", "pi-2", "pi-3")
+    ]
+    assert brokers == ["mqtt://127.0.0.1:1", "mqtt://pi-2:own@127.0.0.1:1", "mqtt://outside:1"]
+
+
 def test_enroll_copies_what_tls_needs(shell, tmp_path):
     """The agent accepts the settings of the folder as they are, and only the device can read the private key."""
     Pki(tmp_path, ["pi-1", "pi-2"])
