@@ -25,6 +25,12 @@ _NOTICE_LOSS = (
 )
 
 
+_NO_SESSIONS = (
+    "the pooler before the database shares sessions, which cannot keep a leader's lock; connect to PostgreSQL itself, "
+    "or to a pooler in session mode"
+)
+
+
 class LeaderLock(Protocol):
     """A lock that one controller of a fleet holds. Its methods may block and are called by one thread at a time.
 
@@ -137,18 +143,24 @@ class PostgresLock:
     def _open(self) -> sa.Connection:
         session = self._session = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         session.detach()  # never used by others, and closed for good
+        self._check_sessions(session)
         for command in _NOTICE_LOSS:
             with contextlib.suppress(sa.exc.ProgrammingError):  # a setting that an older server does not know
                 session.exec_driver_sql(command)
         return session
 
+    def _check_sessions(self, session: sa.Connection) -> None:
+        """Check that `session` keeps its server process, before a lock could be left behind in one of a pooler."""
+        before = _process(session)
+        with self._engine.connect() as other:
+            between = _process(other)
+        if between == before or _process(session) != before:
+            raise UnavailableError(_NO_SESSIONS)
+
     def _hold(self, session: sa.Connection) -> bool:
-        server = session.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        server = _process(session)
         if self._held and server != self._held:
-            raise UnavailableError(
-                "the database's session changed under the leader's lock",
-                advice="Connect to PostgreSQL itself, or through a pooler in session mode.",
-            )
+            raise UnavailableError(f"the session changed under the leader's lock: {_NO_SESSIONS}")
         if not self._held:
             query = sa.text("SELECT pg_try_advisory_lock(hashtext('edgekit leader'), hashtext(:fleet))")
             self._held = server if session.execute(query, {"fleet": self._fleet}).scalar() else 0
@@ -159,3 +171,8 @@ class PostgresLock:
         if session is not None:
             with contextlib.suppress(sa.exc.SQLAlchemyError):  # a session that is gone cannot be closed
                 session.close()
+
+
+def _process(session: sa.Connection) -> int:
+    """Id of the server's process that answers `session`."""
+    return int(session.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())

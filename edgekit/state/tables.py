@@ -434,11 +434,11 @@ def _migrate(engine: sa.Engine) -> None:
 
 def _engine_options(url: str, busy_seconds: float) -> dict[str, Any]:
     if not url.startswith("sqlite"):
-        given = sa.make_url(url).query
-        return {
-            "pool_pre_ping": True,
-            "connect_args": {name: value for name, value in _NOTICE_LOSS.items() if name not in given},
-        }
+        parsed = sa.make_url(url)
+        arguments: dict[str, Any] = {name: value for name, value in _NOTICE_LOSS.items() if name not in parsed.query}
+        if parsed.drivername.endswith("+psycopg"):
+            arguments["prepare_threshold"] = None  # a pooler hands out sessions that prepared other statements
+        return {"pool_pre_ping": True, "connect_args": arguments}
     return {"connect_args": {"timeout": busy_seconds, "check_same_thread": False}}
 
 

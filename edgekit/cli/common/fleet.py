@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edgekit.cli.common.console import needs_extra, note
 from edgekit.errors import EdgekitError, NotFoundError, SettingsError
 from edgekit.mqtt.topics import CONTROLLER
@@ -62,6 +64,11 @@ def broker_of_devices(settings: ControlSettings) -> str:
     with needs_extra("controller"):
         from edgekit.mqtt.address import without_user
     return settings.device_broker or without_user(settings.broker)
+
+
+def for_devices(settings: ControlSettings, broker: str | None) -> ControlSettings:
+    """`settings` with the broker of a new device: `broker` where it is named, else that of all devices."""
+    return msgspec.structs.replace(settings, broker=broker or broker_of_devices(settings))
 
 
 def author() -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from edgekit.bundle.targets import builtin_targets, find_target
 from edgekit.cli.ca import device_certificate
@@ -19,7 +18,7 @@ from edgekit.cli.common.console import (
     print_json,
     usage,
 )
-from edgekit.cli.common.fleet import broker_of_devices, fleet_state, parse_labels, read_root
+from edgekit.cli.common.fleet import fleet_state, for_devices, parse_labels, read_root
 from edgekit.cli.common.numbers import SHARE
 from edgekit.cli.common.passphrase import passphrase_option
 from edgekit.cli.device.changes import label, quarantine, rekey, remove
@@ -146,8 +145,7 @@ def enroll(
           --broker-ca ca.pem --certificate pi-2.pem --key pi-2.key
       edgekit device enroll pi-3 --target raspberry-pi-4 --class cameras
     """
-    settings = control_settings(fleet=fleet)
-    settings = msgspec.structs.replace(settings, broker=broker or broker_of_devices(settings))
+    settings = for_devices(control_settings(fleet=fleet), broker)
     folder = folder or Path("devices") / name
     with usage():
         name, parsed = _checked_name(name), parse_labels(labels)
