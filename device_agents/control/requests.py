@@ -124,8 +124,11 @@ class RequestClient:
         *,
         missing: tuple[messages.Range, ...] = (),
         urls: bool = False,
+        most: int = BLOCK_BYTES,
     ) -> str:
         """Request blocks of a blob; the arguments are the fields of BlocksRequest. Blocks may come in parts.
+
+        `most` is the largest part in bytes; smaller where the broker says that it accepts less.
 
         Returns:
             The request id.
@@ -133,7 +136,7 @@ class RequestClient:
         Raises:
             TransportError: the request cannot be sent.
         """
-        most = part_bytes(self._transport.packet_limit)
+        most = min(most, part_bytes(self._transport.packet_limit))
         listens = missing if most == BLOCK_BYTES else ()  # no broadcast fits into the packets of this broker
         request = messages.BlocksRequest(pending.new_id(), digest, ranges, credit, left, listens, urls, most)
         topic = topics.request(self._fleet, "blocks", self._device)

@@ -15,6 +15,7 @@ from edgekit.errors import DataError, TransportError
 from edgekit.mqtt.messages import Answer, Part
 from edgekit.protocols import Clock
 from edgekit.transfer.blocks import RoundTrip, Window, to_ranges
+from edgekit.transfer.part_size import PartSize
 from edgekit.transfer.parts import PartialBlocks
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class MqttRequests:
         self._client, self._clock, self._gate = client, clock, gate
         self._ranges, self._broadcast = ranges, broadcast
         self._pending = PendingRequest(client, self._receive)
-        self._partial = PartialBlocks()
+        self._partial, self._part_size = PartialBlocks(), PartSize()
         self._sent: dict[str, float] = {}  # request id -> when it was sent
         self._window = Window()
         self._silent = 0
@@ -101,6 +102,7 @@ class MqttRequests:
             self._wanted.waiting(),
             missing=self._broadcast.offer(self._wanted.missing),
             urls=self._ranges.enabled and not self._urls_received,
+            most=self._part_size.bytes,
         )
         self._sent[request_id] = begun
 
@@ -117,6 +119,8 @@ class MqttRequests:
                 await self._back_off(answer.retry_seconds)
         else:
             check_answer(answer, f"blob {self._digest}")
+            if not answer.part:
+                self._part_size.arrived(len(answer.data))
             is_whole = not answer.part or len(arrival.data) == answer.part.size
             if is_whole and answer.index in self._wanted.missing:
                 self._note_block(answer)
@@ -130,10 +134,12 @@ class MqttRequests:
             TransportError: no block arrived in MAX_SILENT_ATTEMPTS.
         """
         self._silent += 1
+        self._part_size.silent()
         if self._silent >= MAX_SILENT_ATTEMPTS:
             missing = len(self._wanted.missing)
             raise TransportError(
-                f"no block of {self._digest} arrived in {self._silent} attempts, {missing} are missing"
+                f"no block of {self._digest} arrived in {self._silent} attempts, the last ones in parts of "
+                f"{self._part_size.bytes} bytes; {missing} are missing"
             )
         since = self._clock.monotonic() - self.round_trip.timeout_seconds
         self._wanted.put_back([i for i, at in self._wanted.requested.items() if at <= since + CLOCK_SECONDS])
@@ -165,6 +171,7 @@ class MqttRequests:
             return
         if added.is_new:  # the block is on its way: its time-out begins again
             requested[answer.index] = self._clock.monotonic()
+            self._part_size.arrived(len(answer.data))
             self._silent = 0
         data = (added.block or b"") if added.is_new else answer.data
         self._inbox.put(Arrival(self, answer.index, data, answer))

@@ -66,6 +66,26 @@ async def test_a_bundle_comes_in_parts_through_a_broker_below_one_block(tmp_path
 
 
 @needs_mosquitto
+async def test_a_bundle_comes_through_a_broker_that_drops_large_messages_without_a_word(tmp_path):
+    """mosquitto's message_size_limit is not in its CONNACK: the agent asks for smaller parts when nothing arrives."""
+    port = free_port()
+    config = f"listener {port} 127.0.0.1\nallow_anonymous true\nmessage_size_limit 20000\n"
+    with running_mosquitto(tmp_path, config, port):
+        side = ControlSide(tmp_path, f"mqtt://127.0.0.1:{port}")
+        async with side:
+            onnx_bundle(tmp_path / "small", padding=200_000)
+            publish(side.store, side.repository, tmp_path / "small")
+            agent = enrolled(side, side.url)
+            await agent.start()
+            try:
+                side.start("small", "1.0.0", "x86-64")
+                await side.until(lambda: side.rollout().state is not RolloutState.RUNNING)
+                assert side.rollout().state is RolloutState.FINISHED, (side.rollout().reason, agent.log())
+            finally:
+                await agent.end()
+
+
+@needs_mosquitto
 async def test_a_broker_below_the_least_part_ends_the_deployment_with_both_numbers(tmp_path, caplog):
     """Controller, agent and the device's outcome name the limit; nothing is repeated for ever."""
     port = free_port()
