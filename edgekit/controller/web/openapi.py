@@ -34,6 +34,8 @@ def openapi(endpoints: Sequence[Endpoint], version: str) -> dict[str, Any]:
     for one in endpoints:
         types += [one.answer, one.parameters, one.query, *([one.body] if one.body else [])]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    for schema in (*schemas, *components.values()):
+        _leave_out_closed_items(schema)
     by_type = dict(zip(map(id, types), schemas, strict=True))
     paths: dict[str, Any] = {}
     for one in endpoints:
@@ -53,6 +55,14 @@ def openapi(endpoints: Sequence[Endpoint], version: str) -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _leave_out_closed_items(schema: Any) -> None:
+    """Remove ``items: false`` from tuples whose length is given too: it adds nothing, and generators cannot read it."""
+    for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _leave_out_closed_items(inner)
+    if isinstance(schema, dict) and schema.get("items") is False and schema.get("maxItems") is not None:
+        del schema["items"]
 
 
 def _operation(one: Endpoint, by_type: dict[int, Any], components: dict[str, Any]) -> dict[str, Any]:
