@@ -11,6 +11,7 @@ import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from converters.foreign_text import SHOWN, plain_text
 from converters.frontends.interface.protobuf import copy_of, dims_of, set_dims
 from converters.frontends.interface.source_rows import run_samples
 from converters.frontends.interface.trial import opened
@@ -23,6 +24,8 @@ from edgekit.tensors import Array
 
 # ONNX Runtime refuses to divide whole numbers by 0; NumPy, and so ONNX's reference, answers with a 0.
 _DIVIDED_BY_ZERO = re.compile(r"integer (?:division|modulo) by zero", re.IGNORECASE)
+
+_OPERATOR = re.compile(r"operator \w+ \(layer '[^']*'\)")  # as the runtime's adapter names it
 
 
 def onnx_answers(
@@ -49,7 +52,8 @@ def onnx_answers(
     except RuntimeLoadError as refused:
         if _DIVIDED_BY_ZERO.search(str(refused)):
             raise ConversionError(
-                f"the model divides whole numbers by 0 for some of these samples: {one_line(refused)}",
+                f"the model divides whole numbers by 0 for some of these samples{_at(refused)}",
+                foreign_text=one_line(refused),
                 advice="Give --data whose divisors are not 0, or let the model bound the divisor (Max with 1).",
             ) from refused
         try:
@@ -58,12 +62,19 @@ def onnx_answers(
             wide = all_float32(model, str(path))
             if wide is model:
                 raise ConversionError(
-                    f"{path} cannot be run by ONNX Runtime: {one_line(refused)}; nor by ONNX's reference: "
-                    f"{one_line(error)}"
+                    f"neither ONNX Runtime nor ONNX's reference can run {path}{_at(refused)} ({SHOWN})",
+                    foreign_text=f"{one_line(refused)}\n{plain_text(error) or type(error).__name__}",
+                    advice="Run the file with ONNX Runtime first, and export the model again if it fails there too.",
                 ) from error
             answers = _runtime_answers(wide, graph, inputs)
     kinds = {np.dtype(helper.tensor_dtype_to_np_dtype(kind)) for kind in OTHER_FLOATS}
     return {name: value.astype(np.float32) if value.dtype in kinds else value for name, value in answers.items()}
+
+
+def _at(refused: RuntimeLoadError) -> str:
+    """The operator and layer that ONNX Runtime's error names, with a colon in front; empty where it names none."""
+    found = _OPERATOR.search(str(refused))
+    return f": {found[0]}" if found else ""
 
 
 def _in_types_of(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -11,11 +11,11 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from converters.backends.tflite.reader import TYPES, buffer_content, operator_name, parse_tflite
 from converters.backends.tflite.strip import packed
-from converters.foreign_text import plain_text
 from converters.frontends.refusals import changes_state, quantized, text_input
 from converters.frontends.row_sizes import rows_of
 from converters.graph.stated import Stated
 from edgekit.errors import ConversionError, ModelFormatError, UnsupportedOpError
+from edgekit.runtimes.litert_messages import text_of
 
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int4", "int2", "uint4")
 QUANTIZERS = ("QUANTIZE", "FAKE_QUANT")
@@ -166,7 +166,7 @@ def _fix_sizes(path: Path, model: Any, data: bytes, stated: Stated) -> tuple[str
         run(rows)
     except (RuntimeError, ValueError) as error:
         raise ModelFormatError(
-            f"{path} does not run with these sizes of its inputs: {_named(rows)}: {plain_text(error)}",
+            f"{path} does not run with these sizes of its inputs: {_named(rows)}: {text_of(error)}",
             advice="Give other sizes with --input-shape NAME=SIZE,SIZE,...",
         ) from error
     for detail in interpreter.get_tensor_details():

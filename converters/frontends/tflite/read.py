@@ -11,12 +11,13 @@ import onnx
 from onnx import helper
 
 from converters.backends.tflite.reader import operator_name, parse_tflite
-from converters.foreign_text import plain_text
+from converters.foreign_text import SHOWN, named
 from converters.frontends.onnx import CANONICAL_OPSET
 from converters.frontends.tflite.builder import Builder, CannotReadError
 from converters.frontends.tflite.operators import READERS
 from edgekit.errors import ModelFormatError, RuntimeLoadError, UnsupportedOpError
 from edgekit.runtimes.litert import LiteRTRuntime
+from edgekit.runtimes.litert_messages import text_of
 
 IR_VERSION = 10
 LITERT_ONLY = "Choose a target that runs LiteRT on a CPU; the file is used there as it is."
@@ -65,7 +66,7 @@ def names_of(file: Path, source: Path) -> tuple[list[str], list[str]]:
         runtime = LiteRTRuntime(file)
     except RuntimeLoadError as error:
         raise ModelFormatError(
-            f"{source} begins as a .tflite file, but LiteRT cannot load it: {plain_text(error)}",
+            f"{source} begins as a .tflite file, but LiteRT cannot load it: {text_of(error.__cause__ or error)}",
             advice="Copy or convert the model again, with built-in operators only.",
         ) from error
     runtime.close()
@@ -102,15 +103,17 @@ def _read(builder: Builder, op: Any, layer: str) -> None:
     builder.start_layer(layer)
     try:
         READERS[kind](builder, op)
-    except (
-        CannotReadError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        ValueError,
-    ) as error:  # missing options, odd shapes
+    except CannotReadError as error:
         raise UnsupportedOpError(
-            kind, layer, backend=f"targets that need ONNX ({plain_text(error)})", advice=LITERT_ONLY
+            kind, layer, backend=f"targets that need ONNX ({error})", advice=LITERT_ONLY
+        ) from error
+    except (AttributeError, IndexError, KeyError, ValueError) as error:
+        raise UnsupportedOpError(
+            kind,
+            layer,
+            backend=f"targets that need ONNX (its options or shapes are not those of the operator; {SHOWN})",
+            advice=LITERT_ONLY,
+            foreign_text=named(error),
         ) from error
 
 

@@ -549,8 +549,10 @@ def test_division_of_whole_numbers_by_0_is_told(tmp_path, operator):
     graph = load_onnx(path)
     inputs = {"x": np.array([6, 7]), "z": np.array([2, 3])}
     assert onnx_answers(path, inputs, graph=graph)["y"].tolist() == ([3, 2] if operator == "Div" else [0, 1])
-    with pytest.raises(ConversionError, match="divides whole numbers by 0"):
+    with pytest.raises(ConversionError, match="divides whole numbers by 0") as caught:
         onnx_answers(path, {**inputs, "z": np.array([0, 3])}, graph=graph)
+    assert str(caught.value).endswith(f"for some of these samples: operator {operator} (layer '')")
+    assert "by zero" in caught.value.foreign_text
 
 
 def test_data_of_single_rows_free_a_batch_that_the_exporter_fixed(tmp_path):
