@@ -6,18 +6,23 @@ y = gamma * (conv(x) - mean) / sqrt(var + epsilon) + beta is a convolution with 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from converters.graph.graph import Graph, attributes
 from edgekit.tensors import Array
 
 
 class FoldBatchNorm:
-    """Folds every BatchNormalization that is the only reader of a Conv or Gemm."""
+    """Folds every BatchNormalization that is the only reader of a Conv, Gemm or MatMul.
+
+    A Flatten or Reshape to two axes may stand between them where it keeps the channels: Conv, Flatten,
+    BatchNormalization is the end of networks for face embeddings.
+    """
 
     name = "fold-batch-norm"
 
@@ -29,11 +34,9 @@ class FoldBatchNorm:
         """The graph with new weights under new names."""
         model = onnx.ModelProto()
         model.CopyFrom(graph.model)
-        folded = {norm.name or norm.output[0]: layer.output[0] for layer, norm in _pairs(graph)}
-        for norm in [n for n in model.graph.node if (n.name or n.output[0]) in folded]:
-            layer = next(n for n in model.graph.node if norm.input[0] in n.output)
-            _fold(model, graph, layer, norm)
-            model.graph.node.remove(norm)
+        makers = {name: node for node in model.graph.node for name in node.output}
+        for pair in _pairs(graph):
+            _fold(model, graph, makers[pair.layer.output[0]], makers[pair.norm.output[0]])
         _drop_unused(model)
         return Graph(model)
 
@@ -42,24 +45,49 @@ class FoldBatchNorm:
         return not _pairs(graph)
 
 
-def _pairs(graph: Graph) -> list[tuple[Any, Any]]:
+class _Pair(NamedTuple):
+    layer: Any
+    norm: Any
+
+
+def _pairs(graph: Graph) -> list[_Pair]:
     makers = {name: node for node in graph.nodes for name in node.output}
     results = {value.name for value in graph.model.graph.output}
-    return [
-        (makers[node.input[0]], node)
-        for node in graph.nodes
-        if node.op_type == "BatchNormalization"
-        and node.input[0] in makers
-        and node.input[0] not in results
-        and len(graph.consumers(node.input[0])) == 1
-        and all(name in graph.constants for name in node.input[1:])
-        and _foldable(makers[node.input[0]], graph)
-    ]
+    found = []
+    for norm in graph.nodes:
+        if norm.op_type != "BatchNormalization" or not all(name in graph.constants for name in norm.input[1:]):
+            continue
+        made = _only_read(graph, makers, results, norm.input[0])
+        reshaped = made is not None and made.op_type in ("Flatten", "Reshape")
+        layer = _only_read(graph, makers, results, made.input[0]) if made is not None and reshaped else made
+        if layer is None or not _foldable(layer, graph):
+            continue
+        if (not reshaped and layer.op_type != "MatMul") or _keeps_channels(graph, layer, norm):
+            found.append(_Pair(layer, norm))
+    return found
+
+
+def _only_read(graph: Graph, makers: Mapping[str, Any], results: set[str], name: str) -> Any | None:
+    """The node that makes the tensor, where one node reads it and it is no result."""
+    return makers.get(name) if name not in results and len(graph.consumers(name)) == 1 else None
+
+
+def _keeps_channels(graph: Graph, layer: Any, norm: Any) -> bool:
+    """True if the second of two axes of the BatchNormalization's input is the channels of `layer`."""
+    before, after = graph.shapes.get(layer.output[0], ()), graph.shapes.get(norm.input[0], ())
+    channels = graph.constants[norm.input[3]].size
+    if len(after) != 2 or after[1] != channels:
+        return False
+    if layer.op_type == "Conv":
+        return len(before) > 2 and before[1] == channels and all(size == 1 for size in before[2:])
+    return bool(before) and before[-1] == channels
 
 
 def _foldable(layer: Any, graph: Graph) -> bool:
-    if layer.op_type not in ("Conv", "Gemm") or layer.input[1] not in graph.constants:
+    if layer.op_type not in ("Conv", "Gemm", "MatMul") or layer.input[1] not in graph.constants:
         return False
+    if layer.op_type == "MatMul":
+        return graph.constants[layer.input[1]].ndim == 2
     given = attributes(layer)
     plain = layer.op_type == "Conv" or (given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0)
     return plain and (len(layer.input) < 3 or not layer.input[2] or layer.input[2] in graph.constants)
@@ -77,8 +105,14 @@ def _fold(model: onnx.ModelProto, graph: Graph, layer: Any, norm: Any) -> None:
     stem = norm.output[0]
     new_weights = _constant(model, f"{stem}.weight", (weights * factor.reshape(shape)).astype(weights.dtype))
     new_bias = _constant(model, f"{stem}.bias", ((bias - mean) * factor + beta).astype(weights.dtype))
+    if layer.op_type == "MatMul":  # it has no bias of its own
+        layer.input[1] = new_weights
+        norm.CopyFrom(helper.make_node("Add", [norm.input[0], new_bias], [norm.output[0]], name=norm.name))
+        return
     layer.input[:] = [layer.input[0], new_weights, new_bias]
-    layer.output[0] = norm.output[0]
+    before = next(node for node in model.graph.node if norm.input[0] in node.output)
+    before.output[0] = norm.output[0]
+    model.graph.node.remove(norm)
 
 
 def _constant(model: onnx.ModelProto, name: str, value: Array) -> str:

@@ -66,7 +66,7 @@ def names_of(file: Path, source: Path) -> tuple[list[str], list[str]]:
         runtime = LiteRTRuntime(file)
     except RuntimeLoadError as error:
         raise ModelFormatError(
-            f"{source} begins as a .tflite file, but LiteRT cannot load it: {text_of(error.__cause__ or error)}",
+            f"{source} begins as a .tflite file, but LiteRT cannot load it: {text_of(str(error.__cause__ or error))}",
             advice="Copy or convert the model again, with built-in operators only.",
         ) from error
     runtime.close()
