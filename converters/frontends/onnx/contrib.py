@@ -15,10 +15,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from converters.frontends.onnx import contrib_attention
 from converters.frontends.onnx.nodes import attribute_of, free_name, no_standard_form, taken_names
 from converters.frontends.onnx.opset import opset_of
 from converters.frontends.onnx.repair import repaired
 from converters.frontends.onnx.shapes import known_shapes
+from edgekit.tensors import Array
 
 DOMAIN = "com.microsoft"
 # Operators that are the standard ones under another domain, with the first operator set that has them.
@@ -81,6 +83,26 @@ class _Writer:
         name = free_name("number", self._taken)
         self._model.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
         return name
+
+    def constant(self, value: Array) -> str:
+        """A constant."""
+        name = free_name("constant", self._taken)
+        self._model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def value(self, tensor: str) -> Array | None:
+        """The value of a constant; None where the tensor is computed."""
+        made = next((one for one in self._model.graph.initializer if one.name == tensor), None)
+        return None if made is None else numpy_helper.to_array(made)
+
+    def width(self, tensor: str) -> int | None:
+        """Size of the last axis; None where it is not known."""
+        shape = known_shapes(self._model, self._source).get(tensor)
+        return shape[-1] if shape else None
+
+    def refusal(self, node: Any, why: str) -> Exception:
+        """The error for an operator that has no standard form."""
+        return _no_standard_form(node, why)
 
     def rank(self, tensor: str, node: Any) -> int:
         """Number of axes of a tensor. Raises UnsupportedOpError where it is not known."""
@@ -242,9 +264,17 @@ def _require_one_output(node: Any) -> None:
         raise _no_standard_form(node, "its mean or variance is used")
 
 
+def _embed_layer_norm(writer: _Writer, node: Any) -> None:
+    total, scale, bias, epsilon = contrib_attention.embed_layer_normalization(writer, node)
+    norm = helper.make_node("LayerNormalization", [total, scale, bias], [node.output[0]], axis=-1, epsilon=epsilon)
+    _norm(writer, norm, total, scale, bias, centered=True)
+
+
 REWRITERS: dict[str, Callable[[_Writer, Any], None]] = {
+    "Attention": contrib_attention.attention,
     "BiasAdd": _bias_add,
     "BiasGelu": _gelu,
+    "EmbedLayerNormalization": _embed_layer_norm,
     "FastGelu": _fast_gelu,
     "FusedConv": _fused_conv,
     "FusedGemm": _fused_gemm,
@@ -252,6 +282,7 @@ REWRITERS: dict[str, Callable[[_Writer, Any], None]] = {
     "FusedMatMulActivation": _fused_matmul,
     "Gelu": _gelu,
     "LayerNormalization": _layer_norm,
+    "MultiHeadAttention": contrib_attention.multi_head_attention,
     "QuickGelu": _quick_gelu,
     "SimplifiedLayerNormalization": _layer_norm,
     "SkipLayerNormalization": _skip_layer_norm,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from converters.frontends.onnx import load_onnx, onnx_answers
 from edgekit.errors import UnsupportedOpError
@@ -53,6 +53,63 @@ def test_fused_operator_gives_the_same_answers_in_its_standard_form(tmp_path, op
     np.testing.assert_allclose(graph.run(given)["y"], expected["y"], atol=1e-5)
 
 
+TOKENS = {"x": ["batch", 6, 8]}
+MASK = np.array([[1] * 6, [1, 1, 1, 1, 0, 0], [1, 0, 1, 0, 1, 0]], np.int32)
+PROJECTED = {"w": weight(8, 24), "b": weight(24)}
+ATTENTION = {
+    "plain": ("Attention", ["x", "w", "b"], {}, {}, PROJECTED),
+    "scale": ("Attention", ["x", "w", "b"], {"scale": 0.3}, {}, PROJECTED),
+    "mask": ("Attention", ["x", "w", "b", "m"], {}, {"m": MASK}, PROJECTED),
+    "causal": ("Attention", ["x", "w", "b"], {"unidirectional": 1}, {}, PROJECTED),
+    "bias-of-scores": ("Attention", ["x", "w", "b", "", "", "r"], {}, {}, {**PROJECTED, "r": weight(1, 2, 6, 6)}),
+    "sizes": ("Attention", ["x", "w", "b"], {"qkv_hidden_sizes": [4, 4, 8]}, {},
+              {"w": weight(8, 16), "b": weight(16)}),
+    "many-heads": ("MultiHeadAttention", ["x", "x", "x", "b"], {}, {}, {"b": weight(24)}),
+    "many-heads-no-bias": ("MultiHeadAttention", ["x", "x", "x"], {}, {}, {}),
+    "many-heads-mask": ("MultiHeadAttention", ["x", "x", "x", "", "m"], {"scale": 0.5}, {"m": MASK}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ATTENTION)
+def test_attention_gives_the_same_answers_in_its_standard_form(tmp_path, form):
+    """ONNX Runtime's optimizer for transformers writes these operators into the files that people download."""
+    operator, inputs, attributes, masks, weights = ATTENTION[form]
+    node = helper.make_node(operator, inputs, ["y"], name="fused", domain="com.microsoft", num_heads=2, **attributes)
+    used = {name: value for name, value in weights.items() if name in inputs}
+    shapes = {**TOKENS, **({"m": ["batch", 6]} if masks else {})}
+    kinds = {"m": TensorProto.INT32} if masks else {}
+    model = models.model_of([node], shapes, {"y": ["batch", 6, 8]}, used, opset=14, domains=["com.microsoft"])
+    for value in model.graph.input:
+        value.type.tensor_type.elem_type = kinds.get(value.name, TensorProto.FLOAT)
+    path = models.saved(model, tmp_path / "m.onnx")
+    given = {"x": weight(3, 6, 8), **masks}
+    graph = load_onnx(path)
+    assert {entry.domain for entry in graph.model.opset_import} == {""}
+    np.testing.assert_allclose(graph.run(given)["y"], onnx_answers(path, given)["y"], atol=1e-5)
+
+
+def test_embeddings_and_lengths_of_a_bert_give_the_same_answers(tmp_path):
+    """The first operator of an optimized BERT gives its attention the number of words of each sample as the mask."""
+    constants = {
+        "words": weight(20, 8), "places": weight(10, 8), "kinds": weight(2, 8), "g": weight(8), "o": weight(8),
+        **PROJECTED,
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("EmbedLayerNormalization", ["ids", "types", "words", "places", "kinds", "g", "o", "mask"],
+                         ["x", "lengths"], domain="com.microsoft"),
+        helper.make_node("Attention", ["x", "w", "b", "lengths"], ["y"], domain="com.microsoft", num_heads=2),
+    ]  # fmt: skip
+    shapes = {name: ["batch", 6] for name in ("ids", "types", "mask")}
+    model = models.model_of(nodes, shapes, {"y": ["batch", 6, 8]}, constants, opset=17, domains=["com.microsoft"])
+    for value in model.graph.input:
+        value.type.tensor_type.elem_type = TensorProto.INT32
+    path = models.saved(model, tmp_path / "m.onnx")
+    mask = (np.arange(6) < np.array([[6], [3], [1]])).astype(np.int32)
+    ids = RNG.integers(0, 20, (3, 6)).astype(np.int32)
+    given = {"ids": ids, "types": (ids % 2).astype(np.int32), "mask": mask}
+    np.testing.assert_allclose(load_onnx(path).run(given)["y"], onnx_answers(path, given)["y"], atol=1e-4)
+
+
 @pytest.mark.parametrize("operator", ["LayerNormalization", "SimplifiedLayerNormalization"])
 def test_layer_norm_of_an_early_operator_set_is_rewritten(tmp_path, operator):
     """ONNX Runtime writes layer norms into operator sets that have none."""
@@ -65,7 +122,7 @@ def test_layer_norm_of_an_early_operator_set_is_rewritten(tmp_path, operator):
 
 
 def test_fused_operator_without_a_standard_form_is_named(tmp_path):
-    """Attention of ONNX Runtime is refused by name; the advice is to give the file from before."""
+    """Attention without weights is refused by name; the advice is to give the file from before."""
     node = helper.make_node("Attention", ["x"], ["y"], name="attention_1", domain="com.microsoft", num_heads=2)
     model = models.model_of([node], VECTOR, SAME, domains=["com.microsoft"])
     with pytest.raises(UnsupportedOpError) as caught:
