@@ -97,7 +97,9 @@ def _all_fixed(model: onnx.ModelProto) -> Found:
     if not inputs or any(dims[0] != 1 for dims in inputs.values() if dims) or not any(inputs.values()):
         return without_batch(model, _no_batch(inputs, outputs))
     if all(dims and dims[0] == 1 for dims in (*inputs.values(), *outputs.values())):
-        return Found(axes, dict.fromkeys(outputs, 0), False)
+        open_outputs = any(is_free(axis) for dims in outputs.values() for axis in dims)
+        shapes = without_batch(model).shapes if open_outputs else {}
+        return Found(axes, dict.fromkeys(outputs, 0), False, shapes)
     try:
         return msgspec.structs.replace(_proven(model, axes), free=False)
     except _RefutedError:

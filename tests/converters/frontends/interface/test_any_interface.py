@@ -572,3 +572,18 @@ def test_rows_that_are_fixed_inside_are_told_where_the_data_hold_single_ones(tmp
     for stated in (Stated(data={"x": DataArray((50, 4))}), Stated(shapes={"x": (1, 4)})):
         with pytest.raises(ModelFormatError, match="exported for 3 rows, and cannot be run on one"):
             load_onnx(path, stated)
+
+
+def test_an_output_whose_size_is_computed_from_a_size_of_the_data_is_measured(tmp_path):
+    """A pitch detector: one clip [1, samples] gives [1, frames]; inference cannot follow floats, and a run can."""
+    nodes = [
+        NODE("Shape", ["x"], ["sizes"]),
+        NODE("Cast", ["sizes"], ["floats"], to=TensorProto.FLOAT),
+        NODE("Mul", ["floats", "part"], ["shares"]),
+        NODE("Cast", ["shares"], ["ends"], to=TensorProto.INT64),
+        NODE("Slice", ["x", "starts", "ends"], ["y"]),
+    ]
+    constants = {"part": np.array([1.0, 0.25], np.float32), "starts": np.array([0, 0])}
+    path = saved(tmp_path, nodes, {"x": [1, "samples"]}, {"y": [1, "frames"]}, constants)
+    graph = load_onnx(path, Stated(data={"x": DataArray((50, 1, 16))}))
+    assert shapes(graph.outputs) == {"y": (1, 4)}
