@@ -10,7 +10,8 @@ Where a graph that was fitted to few samples turns out far worse on others, larg
 round tries the pairs that promise most for the aim below this divergence and below shares of it, so that a safer
 candidate exists where the proof refuses a bold one. What was measured goes before what was predicted: shares are halved
 between the best candidate within the budget and the next one beyond it. Recovery takes as long as a few candidates, so
-a level is recovered where a candidate that would be the best one turned out a little beyond the budget.
+a level is recovered where a candidate that would be the best one turned out a little beyond the budget, and at the end
+that of the best one: it then has the same bytes and cost, and is nearer to the float model.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgspec
 from converters.quality.divergence import likely_drop
 from converters.quality.drop import CLOPPER_PEARSON
 from converters.quality.measured import Budget, Measured
+from converters.quality.selection import FAR, drop_per_divergence
 from edgekit.bundle.recipe import Recipe
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -40,11 +42,13 @@ UNDERRATED = 6.0  # largest ratio of a measured to a predicted divergence that i
 FIRST_SHARE = 0.8  # of the first level, from which on the divergence says where to go
 GROWTH = 2.5  # power of the removed share with which the divergence of levels grows
 STEEP = 4.0  # power of the removed share with which an underrated divergence falls
-RECOVERABLE = 2.0  # largest drop, as a share of its limit, from which recovery is likely to bring a candidate back
-FAR = 0.3  # divergence from which on a candidate says nothing about small drops
+RECOVERABLE = 1.5  # largest foretold drop, as a share of its limit, that recovery is likely to bring within it
+LUCK = 1.5  # largest ratio of a measured to a foretold drop that is taken for bad luck
 LEAST_DROP = 1e-9
 APART = 0.7  # ratio of the divergences of two partners
 FIXED_BYTES = 0.15  # share of a file that does not shrink with the weights
+
+Kept = tuple[tuple[str, str], ...] | msgspec.UnsetType
 
 
 class PrunedShare(msgspec.Struct, frozen=True):
@@ -112,10 +116,13 @@ class ChannelSearch:
         self._recoveries: dict[float, list[PrunedShare]] = {}
         self._shares, self._halves = list(shares), halves
         self._tried: list[tuple[Pair, bool]] = []  # with True where the candidate is within the budget
+        self._seen: list[Measured] = []
+        self._made: list[Kept] = []  # what the layers of all levels keep
 
     def run(self, measured: Sequence[Measured]) -> list[Measured]:
         """The pruned candidates that were made, after those of `measured`."""
         partners = self._partners(measured)
+        self._seen = list(measured)
         found: list[Measured] = []
         tried: set[str] = set()
         most = min(MOST, len(measured))
@@ -144,14 +151,19 @@ class ChannelSearch:
             recovered = recovered[: most - len(found) - len(made)]
             found += [*made, *self._try(recovered)]
             tried |= {pair.recipe.id for pair in [*chosen, *recovered]}
+        best = self._best()
+        if best is not None and len(found) < most:
+            nearer = [pair for pair in self._recovered(best) if pair.recipe.id not in tried]
+            found += self._try(nearer[: most - len(found)])
         return found
 
     def _try(self, pairs: Sequence[Pair]) -> list[Measured]:
         """Make and measure `pairs`, and learn from them."""
         made = self._make([pair.recipe for pair in pairs]) if pairs else []
+        self._seen += made
         for pair, one in zip(pairs, made, strict=True):
             if not one.fault:  # which says nothing about the budget
-                self._tried.append((pair, self._fits(one) and self._likely_spent(one) <= 1.0))
+                self._tried.append((pair, self._fits(one) and self._foretold_spent(one) <= 1.0))
                 self._learn(pair, one)
         return made
 
@@ -159,8 +171,9 @@ class ChannelSearch:
         """True where `pair` would be the best one, and is so little beyond the budget that recovery may bring it in."""
         best = self._best()
         better = best is None or pair.value < best.value
-        lost = max(self._spent(made), self._likely_spent(made))
-        return not made.fault and better and 1.0 < lost <= RECOVERABLE and not self._recovers_all
+        spent, foretold = self._spent(made), self._foretold_spent(made)
+        near = foretold <= RECOVERABLE and spent <= LUCK * RECOVERABLE
+        return not made.fault and better and max(spent, foretold) > 1.0 and near and not self._recovers_all
 
     def _best(self) -> Pair | None:
         """The best pair so far that is within the budget."""
@@ -198,9 +211,10 @@ class ChannelSearch:
         if any(pair.value < best.value for pair in chosen):
             return None
         further = [share for share in self._shares if share < best.level.share]
-        if not inside and further:
+        while not inside and further:
             self._make_level(further[0])
             inside = self._untried(best, failed, tried)
+            further = [share for share in self._shares if share < best.level.share]
         if inside and inside[0].divergence > FARTHEST * limit:
             inside = self._half_way(best, inside[0].level.share, tried)
         return inside[0] if inside and inside[0].divergence <= FARTHEST * limit else None
@@ -246,6 +260,17 @@ class ChannelSearch:
         if output.drop.method == CLOPPER_PEARSON:
             likely = max(likely, likely_drop(output.choice_drop, self._rows, one.divergence))
         return max(likely / max(limit, LEAST_DROP), self._spent(one, others=True))
+
+    def _foretold_spent(self, one: Measured) -> float:
+        """As `_likely_spent`, or what the divergence of a pruned candidate foretells where that is more.
+
+        The choice of a candidate without proof asks for the same.
+        """
+        if one.judgement is None:
+            return 0.0
+        _, limit = next(self._budget.limits(one.judgement))
+        foretold = drop_per_divergence(self._seen, on_choice=True) * one.divergence
+        return max(self._likely_spent(one), foretold / max(limit, LEAST_DROP))
 
     def _is_beaten(self, pair: Pair, measured: Sequence[Measured]) -> bool:
         """True where a candidate within the budget is better for the aim and nearer to the float model."""
@@ -305,10 +330,11 @@ class ChannelSearch:
     def _make_level(self, share: float) -> None:
         self._shares = [one for one in self._shares if one != share]
         level = self._level_at(share)
-        if level is not None:
-            self._levels = sorted([*self._levels, level], key=lambda one: -one.share)
-        else:  # nor can the graph shrink to less
+        if level is None:  # nor can the graph shrink to less
             self._shares = [one for one in self._shares if one > share]
+        elif level.base.kept not in self._made:  # two shares may be the same graph, where channels go by blocks
+            self._made.append(level.base.kept)
+            self._levels = sorted([*self._levels, level], key=lambda one: -one.share)
 
     def _recovered(self, pair: Pair) -> list[Pair]:
         """The pair with what recovery makes of its level, which further pairs begin with too."""
@@ -348,7 +374,8 @@ def _chosen(pairs: Sequence[Pair], bounds: Sequence[float]) -> list[Pair]:
     """The best pair for the aim within each bound of divergence."""
     chosen: list[Pair] = []
     for bound in bounds:
-        allowed = [pair for pair in pairs if pair.divergence <= bound and pair not in chosen]
+        known = {pair.recipe.id for pair in chosen}  # partners that differ in dead channels alone give one recipe
+        allowed = [pair for pair in pairs if pair.divergence <= bound and pair.recipe.id not in known]
         if allowed:
             chosen.append(min(allowed, key=lambda pair: (pair.value, pair.partner.bytes, pair.divergence)))
     return chosen

@@ -42,7 +42,7 @@ TOO_LONG = "training was left out, because it would take too long beside the res
 NOT_FINITE = "its answers are not finite"
 CLEARLY = 0.95  # copies have to lower the divergence to this share, on both halves of the held-out rows
 LOST = 0.01  # divergence below which there is little to recover
-STEPS, LEAST_STEPS, ROWS, RATE = 100, 25, 32, 8e-3
+STEPS, LEAST_STEPS, ROWS, RATE = 100, 25, 32, 1e-2
 TRAINING_MACS = 6e10  # of one training; a step takes about three runs of each of its rows
 
 Kept = tuple[tuple[str, str], ...]

@@ -233,20 +233,26 @@ def _revived(fit: Sequence[Measured], verdicts: dict[str, tuple[str, str]]) -> l
     return [m for m in left if verdicts[m.recipe.id][0] == DOMINATED and m.recipe.id not in still]
 
 
-def drop_per_divergence(candidates: Sequence[Measured]) -> float:
+def drop_per_divergence(candidates: Sequence[Measured], *, on_choice: bool = False) -> float:
     """The slope of the decision output's drop over the divergence, by least squares through 0; at least 0.
 
-    The drop is the expected one where it is known. Candidates with a divergence of `FAR` or more say nothing about
-    small drops and do not count.
+    The drop is the expected one where it is known, of all samples or those of the choice split. Candidates with a
+    divergence of `FAR` or more say nothing about small drops and do not count.
     """
     used = [one for one in candidates if one.judgement is not None and not one.fault and 0.0 < one.divergence < FAR]
     squares = sum(one.divergence**2 for one in used)
-    products = sum(one.divergence * _likely_drop(one.judgement) for one in used if one.judgement is not None)
+    drop = _likely_drop_on_choice if on_choice else _likely_drop
+    products = sum(one.divergence * drop(one.judgement) for one in used if one.judgement is not None)
     return max(products / squares, 0.0) if squares else 0.0
 
 
 def _likely_drop(judgement: Judgement) -> float:
     return judgement.outputs[0].estimate if judgement.expected is None else judgement.expected
+
+
+def _likely_drop_on_choice(judgement: Judgement) -> float:
+    expected = judgement.expected_on_choice
+    return judgement.outputs[0].choice_drop if expected is None else expected
 
 
 def _choice_fault(measured: Measured, budget: Budget) -> str:

@@ -18,7 +18,7 @@ from converters.training.module import TrainableGraph
 from converters.training.schedule import Lesson, Schedule, rate_at
 from edgekit.tensors import Array
 
-LAYER_WEIGHT = 0.3  # of the layers' mean squared error, beside the divergence of the answers
+LAYER_WEIGHT = 30.0  # of the layers' mean squared error, beside the divergence of the answers
 LABEL_WEIGHT = 0.5  # of the cross-entropy with labels
 FIRST, SECOND, EPSILON = 0.9, 0.99, 1e-8  # Adam's decay rates and its guard (Kingma and Ba 2015)
 TINY = 1e-7

@@ -222,9 +222,37 @@ def test_only_what_is_a_little_beyond_the_budget_is_recovered():
     recovered = {one.recipe.share: one for one in found if one.recipe.recovery}
     assert recovered
     for share in recovered:
-        assert 0.01 < plain[share].choice_drop <= 0.02
+        assert 0.01 < plain[share].choice_drop <= 0.015
     assert best(found, "size").recipe.recovery == ("distilled",)
     assert len(world.recovered) == len(set(world.recovered))
+
+
+def test_the_best_one_is_recovered_at_the_end():
+    """Where nothing was a little beyond the budget, the best one still comes nearer to the float model, once."""
+    world = Recoverable(lambda share: 0.005 if share >= 0.5 else 1.0)
+    found = world.search()
+    smallest = min((one for one in found if one.within_on_choice(Budget())), key=lambda one: one.bytes)
+    assert world.recovered == [0.5]
+    assert [one.recipe.share for one in found if one.recipe.recovery] == [0.5]
+    assert smallest.recipe.share == 0.5
+    assert len({one.recipe.id for one in found}) == len(found)
+
+
+class Blocks(World):
+    """Channels go by blocks, so that two shares next to each other are one graph."""
+
+    def level(self, share):
+        made = super().level(share)
+        base = msgspec.structs.replace(made.base, kept=(("layer", f"0-{round(100 * share) // 20}"),))
+        return msgspec.structs.replace(made, base=base)
+
+
+def test_two_shares_that_are_one_graph_are_tried_once():
+    """The second one would be the same file with the same answers under another name."""
+    found = Blocks(lambda share: 0.02 * (1 - share) ** 2).search()
+    graphs = [(one.recipe.precision, one.recipe.kept) for one in found]
+    assert graphs
+    assert len(set(graphs)) == len(graphs)
 
 
 def test_own_training_loop_runs_on_each_level_that_is_tried():
