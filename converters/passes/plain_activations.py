@@ -13,25 +13,27 @@ from converters.graph.graph import Graph, attributes
 from edgekit.tensors import Array
 
 # The operator of TensorFlow Lite that each operator of ONNX becomes.
-BECOMES = {"Neg": "NEG", "LeakyRelu": "LEAKY_RELU", "HardSwish": "HARD_SWISH"}
+BECOMES = {"Neg": "NEG", "LeakyRelu": "LEAKY_RELU", "HardSwish": "HARD_SWISH", "PRelu": "PRELU"}
+UNQUANTIZED = ("NEG", "LEAKY_RELU", "PRELU")  # stay float in int8 files: litert-quantizer does not know them
 LEAKY_SLOPE = 0.01  # ONNX's default
 
 
 class PlainActivations:
-    """Replaces the negation, the leaky rectifier and the hard swish.
+    """Replaces the negation, the rectifiers with a slope and the hard swish.
 
     Args:
-        operators: Operators of TensorFlow Lite that the target runs; activations among them stay.
+        operators: Operators of TensorFlow Lite that the target runs, in integers only; activations among them stay
+            where the quantizer knows them.
     """
 
     name = "plain-activations"
 
     def __init__(self, operators: Collection[str]) -> None:
-        self._missing = {name for name, kind in BECOMES.items() if kind not in operators}
+        self._missing = {name for name, kind in BECOMES.items() if kind not in operators or kind in UNQUANTIZED}
 
     def applies(self, graph: Graph) -> bool:
         """True if the graph has an activation that the target lacks."""
-        return any(self._replaced(node) for node in graph.nodes)
+        return any(self._replaced(node, graph) for node in graph.nodes)
 
     def run(self, graph: Graph) -> Graph:
         """The graph with other operators of the same names in their place."""
@@ -39,10 +41,10 @@ class PlainActivations:
         model.CopyFrom(graph.model)
         del model.graph.node[:]
         for node in graph.nodes:
-            if not self._replaced(node):
+            if not self._replaced(node, graph):
                 model.graph.node.append(node)
                 continue
-            nodes, constants = _WRITTEN[node.op_type](node)
+            nodes, constants = _prelu(node, graph) if node.op_type == "PRelu" else _WRITTEN[node.op_type](node)
             model.graph.node.extend(nodes)
             model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
         return Graph(model)
@@ -51,7 +53,9 @@ class PlainActivations:
         """No such activation is left."""
         return not self.applies(graph)
 
-    def _replaced(self, node: Any) -> bool:
+    def _replaced(self, node: Any, graph: Graph) -> bool:
+        if node.op_type == "PRelu" and node.input[1] not in graph.constants:
+            return False
         return node.op_type in self._missing and node.domain in ("", "ai.onnx")
 
 
@@ -69,8 +73,15 @@ def _negated(node: Any) -> Written:
 
 
 def _leaky(node: Any) -> Written:
-    """The slope times x, and the rest of the slope times the rectified x."""
-    slope = float(attributes(node).get("alpha", LEAKY_SLOPE))
+    return _sloped(node, np.array(attributes(node).get("alpha", LEAKY_SLOPE), np.float32))
+
+
+def _prelu(node: Any, graph: Graph) -> Written:
+    return _sloped(node, graph.constants[node.input[1]])
+
+
+def _sloped(node: Any, slope: Array) -> Written:
+    """The slope times x, and the rest of the slope times the rectified x; `slope` is one number or one a channel."""
     result, x = node.output[0], node.input[0]
     names = {part: f"{result}.{part}" for part in ("positive", "slope", "rest")}
     nodes = [
@@ -79,7 +90,7 @@ def _leaky(node: Any) -> Written:
         helper.make_node("Mul", [names["positive"], names["rest"]], [f"{result}.above"], f"{node.name}/above"),
         helper.make_node("Add", [f"{result}.sloped", f"{result}.above"], [result], f"{node.name}/sum"),
     ]
-    return nodes, {names["slope"]: np.array(slope, np.float32), names["rest"]: np.array(1.0 - slope, np.float32)}
+    return nodes, {names["slope"]: slope, names["rest"]: np.asarray(1.0 - slope, np.float32)}
 
 
 def _hard_swish(node: Any) -> Written:

@@ -128,8 +128,10 @@ def dropout(inputs: Inputs, attrs: dict[str, Any]) -> Value:
 
 @lowers("PRelu")
 def prelu(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """PRelu, in the form that the converter turns into one operator."""
+    """PRelu, in the form that the converter turns into one operator: the slope has no axis for the batch."""
     (x, slope), order = aligned([required(inputs[0]), required(inputs[1])])
+    if len(slope.shape) == len(x.shape) > 1 and slope.shape[0] == 1:
+        slope = slope[0]
     return Value(tf.nn.relu(x) + (-slope) * tf.nn.relu(-x), order)
 
 
