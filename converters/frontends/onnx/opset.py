@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import onnx
-from onnx import version_converter
+from onnx import inliner, version_converter
 
 from converters.foreign_text import SHOWN
 from converters.frontends.onnx.foreign import one_line
@@ -41,11 +41,31 @@ def at_opset(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
         return model
     require_known_operators(model)
     try:
-        converted = version_converter.convert_version(model, wanted)
+        converted = version_converter.convert_version(_without_newer(model, wanted), wanted)
     except (RuntimeError, ValueError, version_converter.ConvertError) as error:
         raise _not_converted(model, source, wanted, error) from error
     converted.ir_version = min(max(converted.ir_version, MIN_IR), MAX_IR)
     return converted
+
+
+def _without_newer(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
+    """The model with the operators that opset `wanted` lacks written as ONNX defines them, by older operators."""
+    schemas = {
+        node.op_type: onnx.defs.get_schema(node.op_type, opset_of(model), "")
+        for node in all_nodes(model.graph)
+        if not node.domain and not onnx.defs.has(node.op_type, wanted, "")
+    }
+    written = sorted(kind for kind, schema in schemas.items() if schema.has_function)
+    if not written:
+        return model
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    for node in all_nodes(made.graph):
+        if node.op_type in written and not node.domain:  # ONNX's inliner does not know the defaults
+            given = {one.name for one in node.attribute}
+            defaults = {name: one.default_value for name, one in schemas[node.op_type].attributes.items()}
+            node.attribute.extend(one for name, one in defaults.items() if one.type and name not in given)
+    return inliner.inline_selected_functions(made, [("", kind) for kind in written], inline_schema_functions=True)
 
 
 def require_known_operators(model: onnx.ModelProto) -> None:

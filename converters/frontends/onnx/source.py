@@ -15,6 +15,7 @@ from converters.frontends.onnx.foreign import one_line
 from converters.frontends.onnx.proposal import proposed_cut
 from converters.frontends.onnx.read import read_model
 from converters.frontends.onnx.repair import repaired
+from converters.frontends.onnx.sparse import with_dense_constants
 from edgekit.errors import ModelFormatError
 from edgekit.preprocess.after import AfterStep
 
@@ -32,7 +33,7 @@ def source_model(path: Path, cut: Sequence[str] = ()) -> onnx.ModelProto:
         ModelFormatError: The file is not ONNX, is truncated, or lacks its external data.
         SettingsError: The model has no such tensors, or there is nothing to propose.
     """
-    model = inlined(repaired(read_model(path)), str(path))
+    model = _plain(path)
     if tuple(cut) == (AUTO,):
         return proposed_cut(model, str(path)).model
     return cut_at(model, cut, str(path)) if cut else model
@@ -46,7 +47,21 @@ def steps_after_cut(path: Path, cut: Sequence[str]) -> tuple[AfterStep, ...]:
     """
     if tuple(cut) != (AUTO,):
         return ()
-    return proposed_cut(inlined(repaired(read_model(path)), str(path)), str(path)).steps
+    return proposed_cut(_plain(path), str(path)).steps
+
+
+def _plain(path: Path) -> onnx.ModelProto:
+    """The model of a file, repaired, with dense constants and without functions of its own."""
+    read = read_model(path)
+    try:
+        dense = with_dense_constants(read)
+    except (IndexError, ValueError) as error:
+        raise ModelFormatError(
+            f"{path}: a sparse constant does not fit its shape",
+            foreign_text=one_line(error),
+            advice="Export the model again with dense weights.",
+        ) from error
+    return inlined(repaired(dense), str(path))
 
 
 def onnx_precision(path: Path) -> str:

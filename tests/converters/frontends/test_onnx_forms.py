@@ -434,3 +434,27 @@ def test_recurrent_layer_with_its_batch_first_gets_the_time_first(tmp_path, kind
     found = same(model, tmp_path, x)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name].reshape(value.shape), value, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [{}, {"alpha": 0.5}])
+def test_operators_that_are_too_new_are_written_as_onnx_defines_them(tmp_path, alpha):
+    """Opset 24 has Swish; ONNX's converter has no rule for it, and its definition has older operators only."""
+    node = helper.make_node("Swish", ["x"], ["y"], name="swish", **alpha)
+    same(models.model_of([node], {"x": ["batch", 4]}, {"y": ["batch", 4]}, opset=24), tmp_path, rows(3, 4))
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("constant", [True, False])
+def test_sparse_weights_become_dense(tmp_path, constant, flat):
+    """Sparse initializers and Constant nodes with sparse values, with places in the flat tensor or for each axis."""
+    places = np.array([[0, 1], [2, 0], [3, 1]])
+    indices = places @ np.array([2, 1]) if flat else places
+    values = helper.make_tensor("w", TensorProto.FLOAT, [3], [1.0, -2.0, 0.5])
+    sparse = helper.make_sparse_tensor(values, helper.make_tensor("at", 7, indices.shape, indices.ravel()), [4, 2])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    if constant:
+        nodes.insert(0, helper.make_node("Constant", [], ["w"], sparse_value=sparse))
+    model = models.model_of(nodes, {"x": ["batch", 4]}, {"y": ["batch", 2]})
+    if not constant:
+        model.graph.sparse_initializer.append(sparse)
+    same(model, tmp_path, rows(3, 4))
