@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from edgekit.errors import DataError, UnavailableError
-from edgekit.state.foreign import driver_text
+from edgekit.state.foreign import driver_text, refuses_changes
 
 Fence = Callable[[sa.Connection], None]  # raises at the start of a writing transaction that must not be made
 
@@ -229,13 +229,21 @@ def untrusted_text(text: str, limit: int) -> str:
 
 @contextlib.contextmanager
 def wrapped_errors() -> Iterator[None]:
-    """Raise UnavailableError where the database did not answer, and DataError where it refuses a value."""
+    """Raise UnavailableError where the database did not answer or is read-only, DataError where it refuses a value."""
     try:
         yield
     except (sa.exc.OperationalError, sa.exc.TimeoutError) as error:
         raise UnavailableError(
             f"the database did not answer: {driver_text(error)}",
             advice="See that it runs and that its disk has space. Controllers and devices go on by themselves then.",
+        ) from error
+    except (sa.exc.InternalError, sa.exc.ProgrammingError) as error:
+        if not refuses_changes(error.orig):
+            raise
+        raise UnavailableError(
+            f"the database accepts no changes: {driver_text(error)}",
+            advice="Connect to the primary server, as a user who may write. Where the URL names several hosts, add "
+            "target_session_attrs=read-write.",
         ) from error
     except (sa.exc.DataError, sa.exc.IntegrityError, OverflowError) as error:
         # A number that is no number, or too large: nothing of the transaction was stored.

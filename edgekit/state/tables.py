@@ -19,7 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from edgekit.errors import SettingsError, UnavailableError
-from edgekit.state.foreign import driver_text
+from edgekit.state.foreign import driver_text, refuses_changes
 
 BUSY_SECONDS = 15.0
 RETRY_SECONDS = 0.02
@@ -400,6 +400,7 @@ def connect_database(url: str, *, busy_seconds: float = BUSY_SECONDS) -> sa.Engi
             f"database {_without_password(url)!r} cannot be used: {error}",
             advice="Write sqlite:///file.db, or postgresql+psycopg://user@host/name with psycopg installed.",
         ) from error
+    sa.event.listen(engine, "handle_error", _leave_read_only)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", functools.partial(_prepare_sqlite, busy_seconds))
         sa.event.listen(engine, "begin", _begin_sqlite)
@@ -440,6 +441,12 @@ def _engine_options(url: str, busy_seconds: float) -> dict[str, Any]:
             arguments["prepare_threshold"] = None  # a pooler hands out sessions that prepared other statements
         return {"pool_pre_ping": True, "connect_args": arguments}
     return {"connect_args": {"timeout": busy_seconds, "check_same_thread": False}}
+
+
+def _leave_read_only(context: sa.engine.ExceptionContext) -> None:
+    """Connect anew after a refused change: after a failover, the address leads to another server."""
+    if refuses_changes(context.original_exception):
+        context.is_disconnect = True
 
 
 def _prepare_sqlite(busy_seconds: float, connection: Any, record: Any) -> None:
