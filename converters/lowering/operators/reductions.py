@@ -38,8 +38,8 @@ def _log_sum_exp(x: Any, *, axis: list[int], keepdims: bool) -> Any:
 
 _reduce("ReduceMean", tf.reduce_mean)
 _reduce("ReduceSum", tf.reduce_sum)
-_reduce("ReduceMax", tf.reduce_max)
-_reduce("ReduceMin", tf.reduce_min)
+_reduce("ReduceMax", lambda x, **where: (tf.reduce_any if x.dtype.is_bool else tf.reduce_max)(x, **where))
+_reduce("ReduceMin", lambda x, **where: (tf.reduce_all if x.dtype.is_bool else tf.reduce_min)(x, **where))
 _reduce("ReduceProd", tf.reduce_prod)
 _reduce("ReduceL1", lambda x, **where: tf.reduce_sum(tf.abs(x), **where))
 _reduce("ReduceL2", lambda x, **where: tf.sqrt(_square_sum(x, **where)))

@@ -294,6 +294,7 @@ CASES = {
     "shape-of-input": case([node("Shape", output="s"), node("Slice", ("s", "zero", "one"), "n"), node("Concat", ("n", "rest"), "t", axis=0), node("Reshape", ("x", "t"))], ROWS, [1, 12, 4], {"zero": ints(0), "one": ints(1), "rest": ints(12, 4)}),
     "expand": case([node("Unsqueeze", ("x", "a"), "u"), node("Expand", ("u", "s"))], ROWS, [1, 3, 6, 8], {"a": ints(1), "s": ints(1, 3, 1, 1)}),
     "tile": case([node("Conv", ("x", "w"), "c"), node("Tile", ("c", "r"))], IMAGE, [1, 4, 18, 8], {"w": weights(4, 4, 1, 1), "r": ints(1, 1, 2, 1)}),
+    **{f"{op.lower()}-bool": case([node("Greater", ("x", "k"), "g"), node(op, ("g", "a"), "r", keepdims=0), node("Cast", ("r",), to=1)], ROWS, [1, 8], {"k": np.float32(1), "a": ints(1)}, opset=20) for op in ("ReduceMax", "ReduceMin")},
     "unsqueeze-after-conv": case([node("Conv", ("x", "w"), "c"), node("ReduceMax", ("c",), "m", axes=[2], keepdims=0), node("Unsqueeze", ("m", "a"))], IMAGE, [1, 1, 4, 8], {"w": weights(4, 4, 1, 1), "a": ints(1)}),
     "slice": case([node("Slice", ("x", "s", "e", "a"))], IMAGE, [1, 2, 9, 5], {"s": ints(1, -6), "e": ints(3, -1), "a": ints(1, 3)}),
     "slice-steps-after-conv": case([node("Conv", ("x", "w"), "c"), node("Slice", ("c", "s", "e", "a", "t"))], IMAGE, [1, 4, 5, 8], {"w": weights(4, 4, 1, 1), "s": ints(0), "e": ints(2**62), "a": ints(2), "t": ints(2)}),
