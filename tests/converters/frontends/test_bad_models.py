@@ -122,6 +122,17 @@ def test_missing_external_data_is_named(tmp_path):
     assert "weights.bin" in str(refused(path))
 
 
+def test_external_data_that_is_cut_off_is_named(tmp_path):
+    """The message has the file's name and no text of ONNX, which --verbose shows."""
+    path = tmp_path / "m.onnx"
+    onnx.save(models.classifier(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").write_bytes(b"12")
+    with pytest.raises(ModelFormatError, match=r"keeps its weights in weights\.bin, which does not fit") as caught:
+        load_onnx(path)
+    assert "TensorProto" not in str(caught.value)
+    assert caught.value.foreign_text
+
+
 def test_external_data_outside_the_folder_is_not_read(tmp_path):
     """A model cannot make edgekit read a file elsewhere on the machine."""
     inner = tmp_path / "inner"
