@@ -15,6 +15,7 @@ from edgekit.mqtt import messages, topics
 from edgekit.mqtt.limits import part_bytes
 from edgekit.mqtt.messages import TOO_LARGE
 from edgekit.protocols import Handler, Message, Transport
+from edgekit.transfer.part_size import PartSize
 from edgekit.waiting import within
 
 log = logging.getLogger(__name__)
@@ -167,14 +168,16 @@ class RequestClient:
             UnavailableError: no controller answered, or none could.
             TransportError: the agent is stopping, or the request cannot be sent.
         """
+        size = PartSize()
         for _ in range(METADATA_ATTEMPTS):
             queue: asyncio.Queue[messages.Answer | None] = asyncio.Queue()
             pending = PendingRequest(self, queue.put_nowait)
             with contextlib.closing(pending), contextlib.suppress(asyncio.TimeoutError):
-                request = messages.MetadataRequest(pending.new_id(), name, dict(have))
+                request = messages.MetadataRequest(pending.new_id(), name, dict(have), size.bytes)
                 topic = topics.request(self._fleet, "metadata", self._device)
                 await self._transport.publish(topic, messages.encode(request), qos=1, expiry_seconds=30)
                 return await self._collect(queue, name)
+            size.silent()  # the broker may drop messages of this size without a word
         raise UnavailableError(f"no controller answered the request for {name} ({METADATA_ATTEMPTS} attempts)")
 
     async def certificate(self, sign: Callable[[str], bytes]) -> bytes:

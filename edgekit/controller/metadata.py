@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 import msgspec
 
+from edgekit.bundle.manifest import BLOCK_BYTES
 from edgekit.controller.blocks import BlockCache
 from edgekit.controller.requests import RequestService, check_id
 from edgekit.errors import DataError, NotFoundError, UnavailableError
-from edgekit.mqtt.limits import part_bytes
+from edgekit.mqtt.limits import MIN_PART_BYTES, part_bytes
 from edgekit.mqtt.messages import Answer, MetadataRequest, decode
 from edgekit.protocols import Clock, Store, Transport
 from edgekit.registry import metadata_name
@@ -65,7 +66,9 @@ class MetadataService(RequestService):
         if len(request.have) > MAX_ROLES:
             raise DataError(f"the request names {len(request.have)} roles, expected at most {MAX_ROLES}")
         data = await self._file(request.name)
-        most = part_bytes(self._transport.packet_limit)
+        if request.part_bytes and request.part_bytes < MIN_PART_BYTES:
+            raise DataError(f"part_bytes is {request.part_bytes}, expected 0 or at least {MIN_PART_BYTES}")
+        most = min(part_bytes(self._transport.packet_limit), request.part_bytes or BLOCK_BYTES)
         more = request.have and request.name == TIMESTAMP_NAME
         newer = await self._newer(data, request.have, most - len(data)) if more else _Newer()
         total = max(1, -(-len(data) // most))

@@ -62,11 +62,13 @@ class MetadataRequest(msgspec.Struct, frozen=True):
         name: Name of the file.
         have: Versions by role that the device has, 0 for a role that it needs and does not have: with the timestamp,
             the answer brings newer files of these roles. Empty from a device that needs one file.
+        part_bytes: Most bytes of files that a message of the answer may have; 0 for as many as the broker accepts.
     """
 
     id: str
     name: str
     have: dict[str, int] = {}
+    part_bytes: int = 0
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):

@@ -2,15 +2,20 @@
 
 import pytest
 
+from device_agents.control.requests import RequestClient
 from edgekit.bundle.manifest import BLOCK_BYTES
+from edgekit.clock import SystemClock
+from edgekit.controller.metadata import MetadataService
 from edgekit.mqtt.limits import MIN_PACKET_BYTES, broadcast_blocks, packet_fault, part_bytes
 from edgekit.mqtt.mosquitto import find_mosquitto
-from edgekit.registry import publish
+from edgekit.mqtt.transport import MqttTransport
+from edgekit.registry import metadata_name, publish
 from edgekit.rollout.values import RolloutState
 from tests.edgekit.controller.test_identity import enrolled
 from tests.simulators.control import ControlSide
 from tests.simulators.mosquitto import free_port, running_mosquitto
 from tests.simulators.small_models import onnx_bundle
+from tests.simulators.store import MemoryStore
 
 LIMIT, TOO_SMALL = 16 * 1024, 5_000
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
@@ -83,6 +88,30 @@ async def test_a_bundle_comes_through_a_broker_that_drops_large_messages_without
                 assert side.rollout().state is RolloutState.FINISHED, (side.rollout().reason, agent.log())
             finally:
                 await agent.end()
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("limit", [20_000, 6_000])
+async def test_metadata_comes_through_a_broker_that_drops_large_messages_without_a_word(tmp_path, limit):
+    """A file of three times the limit comes in smaller parts after a silence or two."""
+    port, store, data = free_port(), MemoryStore(), b"m" * 60_000
+    store.put(metadata_name("7.snapshot.json"), data)
+    config = f"listener {port} 127.0.0.1\nallow_anonymous true\nmessage_size_limit {limit}\n"
+    with running_mosquitto(tmp_path, config, port):
+        ends = [MqttTransport(f"mqtt://127.0.0.1:{port}", client_id=name) for name in ("controller", "d1")]
+        service = MetadataService(fleet="f", transport=ends[0], store=store, clock=SystemClock())
+        client = RequestClient(ends[1], fleet="f", device="d1", metadata_timeout_seconds=0.5)
+        await service.start()
+        await client.start()
+        try:
+            for end in ends:
+                await end.start()
+                await end.wait_connected(20)
+            assert await client.metadata("7.snapshot.json") == data
+        finally:
+            await service.stop()
+            for end in ends:
+                await end.stop()
 
 
 @needs_mosquitto
