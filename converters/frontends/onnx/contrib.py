@@ -26,6 +26,7 @@ DOMAIN = "com.microsoft"
 # Operators that are the standard ones under another domain, with the first operator set that has them.
 SAME = {"GatherND": 11, "GridSample": 16, "Range": 11, "Trilu": 14}
 LAYER_NORM_OPSET = 17
+GROUP_NORM_OPSETS = range(18, 21)  # ONNX withdrew this form, with a scale for each group; ONNX Runtime still runs it
 EPSILON = 1e-5
 OPTIMIZED_ADVICE = (
     "ONNX Runtime wrote this operator when it optimized the model: give the .onnx file from before, or export the "
@@ -57,11 +58,12 @@ def rewrite_contrib(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
 
 
 def _is_contrib(node: Any, model: onnx.ModelProto) -> bool:
-    """True for an operator that is rewritten here; ONNX Runtime also writes layer norms in ONNX's own domain."""
+    """True for an operator that is rewritten here, also norms in ONNX's own domain that its operator set lacks."""
     if node.domain == DOMAIN:
         return node.op_type in REWRITERS or opset_of(model) >= SAME.get(node.op_type, 1000)
     early = node.op_type == "LayerNormalization" and opset_of(model) < LAYER_NORM_OPSET
-    return not node.domain and (early or node.op_type == "SimplifiedLayerNormalization")
+    by_group = node.op_type == "GroupNormalization" and opset_of(model) in GROUP_NORM_OPSETS
+    return not node.domain and (early or by_group or node.op_type == "SimplifiedLayerNormalization")
 
 
 class _Writer:
@@ -242,6 +244,15 @@ def _layer_norm(writer: _Writer, node: Any) -> None:
     _norm(writer, node, node.input[0], node.input[1], bias, centered=centered)
 
 
+def _group_norm(writer: _Writer, node: Any) -> None:
+    """Each group is a channel of an instance norm."""
+    x, scale, bias = node.input
+    groups = int(attribute_of(node, "num_groups", 1))
+    rows = writer.add("Reshape", [x, writer.constant(np.array([0, groups, -1], np.int64))])
+    normed = writer.add("InstanceNormalization", [rows, scale, bias], epsilon=attribute_of(node, "epsilon", EPSILON))
+    writer.add("Reshape", [normed, writer.add("Shape", [x])], node.output[0])
+
+
 def _skip_layer_norm(writer: _Writer, node: Any) -> None:
     """Sum of input, skip and bias, then a norm; the sum may be the fourth output."""
     centered = node.op_type == "SkipLayerNormalization"
@@ -281,6 +292,7 @@ REWRITERS: dict[str, Callable[[_Writer, Any], None]] = {
     "FusedMatMul": _fused_matmul,
     "FusedMatMulActivation": _fused_matmul,
     "Gelu": _gelu,
+    "GroupNormalization": _group_norm,
     "LayerNormalization": _layer_norm,
     "MultiHeadAttention": contrib_attention.multi_head_attention,
     "QuickGelu": _quick_gelu,

@@ -110,6 +110,16 @@ def test_embeddings_and_lengths_of_a_bert_give_the_same_answers(tmp_path):
     np.testing.assert_allclose(load_onnx(path).run(given)["y"], onnx_answers(path, given)["y"], atol=1e-4)
 
 
+def test_group_norm_with_a_scale_for_each_group_is_rewritten(tmp_path):
+    """ONNX withdrew this form of opset 18; ONNX Runtime and its quantizer still take it."""
+    node = helper.make_node("GroupNormalization", ["x", "g", "b"], ["y"], name="norm", num_groups=2, epsilon=1e-3)
+    constants = {"g": weight(2), "b": weight(2)}
+    model = models.model_of([node], {"x": ["batch", 6, 5, 4]}, {"y": ["batch", 6, 5, 4]}, constants, opset=18)
+    path = models.saved(model, tmp_path / "m.onnx")
+    given = {"x": weight(3, 6, 5, 4)}
+    np.testing.assert_allclose(load_onnx(path).run(given)["y"], onnx_answers(path, given)["y"], atol=1e-5)
+
+
 @pytest.mark.parametrize("operator", ["LayerNormalization", "SimplifiedLayerNormalization"])
 def test_layer_norm_of_an_early_operator_set_is_rewritten(tmp_path, operator):
     """ONNX Runtime writes layer norms into operator sets that have none."""
