@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tf2onnx
 from onnx import helper, numpy_helper
+from tf2onnx import tf_loader
 
 from converters.foreign_text import SHOWN, plain_text
 from converters.frontends.refusals import changes_state
@@ -96,13 +97,16 @@ def _converted(function: Any, inputs: list[Any]) -> Any:
 
 
 class _Copies(logging.Handler):
-    """Frees the copies of the graph that tf2onnx makes for each of its optimizers, when the next one begins.
+    """Frees the copies of the graph that tf2onnx makes, once they have been read.
 
-    They are reference cycles, which Python would look for rarely beside TensorFlow's many objects: over 40 times the
-    memory of the weights would be in use. What is frozen is left out of the search, so it takes little time.
+    They are its frozen function and one graph for each of its optimizers: reference cycles, which Python
+    would look for rarely beside TensorFlow's many objects, so over 40 times the memory of the weights would be in use.
+    What is frozen is left out of the search, so it takes little time.
     """
 
     def __enter__(self) -> None:
+        self._freeze = tf_loader.convert_variables_to_constants_v2
+        tf_loader.convert_variables_to_constants_v2 = self._frozen
         self._logger = logging.getLogger("tf2onnx.optimizer")
         self._level = self._logger.level
         self._logger.addHandler(self)
@@ -113,10 +117,34 @@ class _Copies(logging.Handler):
         gc.unfreeze()
         self._logger.setLevel(self._level)
         self._logger.removeHandler(self)
+        tf_loader.convert_variables_to_constants_v2 = self._freeze
+
+    def _frozen(self, function: Any, **options: Any) -> _FrozenFunction:
+        """The frozen function as tf2onnx reads it: it would hold the function until its own optimizer has ended."""
+        return _FrozenFunction(self._freeze(function, **options))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Free the copies before."""
         gc.collect()
+
+
+class _FrozenFunction:
+    """A frozen function that is freed when its graph is read, which is once."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    @property
+    def graph(self) -> _FrozenFunction:
+        """What has the graph."""
+        return self
+
+    def as_graph_def(self, **options: Any) -> Any:
+        """The graph as a message; the function is freed."""
+        definition = self._function.graph.as_graph_def(**options)
+        del self._function
+        gc.collect()
+        return definition
 
 
 class _Failures(logging.Handler):
