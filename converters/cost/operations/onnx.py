@@ -32,6 +32,7 @@ MATRICES = (
 )  # fmt: skip
 TRANSPOSED = "ConvTranspose"
 BRANCHING = ("Loop", "Scan", "If")
+VECTOR = 8  # channels that the integer depthwise kernel computes at once
 WEIGHTS_AT = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}  # input with the weights; 1 for the others
 
 Tensor = tuple[str, list[int]]
@@ -133,6 +134,9 @@ def _convolution(kind: str, types: str, image: list[int], weights: list[int], ou
         direct = window == [3, 3] and math.prod(image) == math.prod(out)
         height = out[2 if first else 1] if len(out) > 3 else 1
         word = "" if direct else f" gathered{strided}"
+        left = channels % VECTOR if kind == "QLinearConv" else 0
+        if left:  # its kernel computes what is left of the channels one by one
+            return Operation(f"{kind} depthwise odd{word} {types}", places, channels, left, taps)
         return Operation(f"{kind} depthwise{word} {types}", places, channels, height, taps)
     word = " pointwise" if taps == 1 else strided
     if kind != "Conv":
