@@ -10,13 +10,16 @@ from pathlib import Path
 import msgspec
 
 from converters.frontends.interface.source_rows import run_samples
-from converters.graph.graph import Graph, joined
+from converters.graph.graph import CHUNK_BYTES, Graph, joined, whole
 from converters.lowering import Lowered
 from edgekit.preprocess.after import AfterStep
 from edgekit.tensors import Array
 
 # From the names of inputs and outputs, in the order wanted in the file, to the source as a float .tflite.
 Direct = Callable[[Sequence[str], Sequence[str]], Lowered]
+
+# A framework holds patches of convolutions and compiled code besides the tensors: several times their bytes.
+SOURCE_BYTES = CHUNK_BYTES // 2
 
 Answers = Callable[[Mapping[str, Array]], dict[str, Array]]  # of a source, to inputs by name
 
@@ -56,18 +59,21 @@ def _not_any_more(inputs: Mapping[str, Array]) -> dict[str, Array]:
     raise RuntimeError("the source model was compared with its graph already, and is not run again")
 
 
-def answers_of(graph: Graph, whole: Answers, call: Answers | None = None) -> Answers:
-    """Runs the source on samples: with `whole`, or where its interface is its own, with single calls.
+def answers_of(graph: Graph, run: Answers, call: Answers | None = None) -> Answers:
+    """Runs the source on samples, in parts that bound memory; where its interface is its own, with single calls.
 
     Where the graph takes one row, so does the source: a branch is decided once for all rows of a call.
     """
     if graph.interface.plain:
-        return whole if graph.free_batch else functools.partial(_row_by_row, graph, whole)
-    return lambda inputs: run_samples(graph, inputs, call or whole)
+        return run if graph.opaque is not None and graph.free_batch else functools.partial(_in_parts, graph, run)
+    return lambda inputs: run_samples(graph, inputs, call or run)
 
 
-def _row_by_row(graph: Graph, whole: Answers, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    return joined([whole(row) for row in graph.chunks(inputs)])
+def _in_parts(graph: Graph, run: Answers, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    parts = list(graph.chunks(inputs, SOURCE_BYTES))
+    if len(parts) == 1:
+        return run(inputs)
+    return joined([whole(run(part), len(next(iter(part.values())))) for part in parts])
 
 
 def direct_of(graph: Graph, direct: Direct) -> Direct | None:
