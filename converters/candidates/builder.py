@@ -32,7 +32,7 @@ from edgekit.bundle.targets import TargetProfile
 from edgekit.errors import EdgekitError
 from edgekit.tensors import Array
 
-MOST_RECOVERED = 3  # levels of a target; each takes as long as a few candidates
+MOST_RECOVERED = 2  # levels of a target; each takes as long as a few candidates
 CANDIDATES, PREPARING, LAYERS = "candidates", "weights of candidates", "layers"  # kinds of tasks of the pool
 
 

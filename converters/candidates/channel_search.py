@@ -10,8 +10,9 @@ Where a graph that was fitted to few samples turns out far worse on others, larg
 round tries the pairs that promise most for the aim below this divergence and below shares of it, so that a safer
 candidate exists where the proof refuses a bold one. What was measured goes before what was predicted: shares are halved
 between the best candidate within the budget and the next one beyond it. Recovery takes as long as a few candidates, so
-a level is recovered where a candidate that would be the best one turned out a little beyond the budget, and at the end
-that of the best one: it then has the same bytes and cost, and is nearer to the float model.
+at most one is recovered in a round: of the candidates that would be the best one, but turned out a little beyond the
+budget, that of the nearest. At the end, that of the best candidate is recovered: it then has the same bytes and cost,
+and is nearer to the float model.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class ChannelSearch:
         self._recover, self._recovers_all = recovered, recovers_all
         self._recoveries: dict[float, list[PrunedShare]] = {}
         self._shares, self._halves = list(shares), halves
-        self._tried: list[tuple[Pair, bool]] = []  # with True where the candidate is within the budget
+        self._tried: list[tuple[Pair, Measured, bool]] = []  # with True where the candidate is within the budget
         self._seen: list[Measured] = []
         self._made: list[Kept] = []  # what the layers of all levels keep
 
@@ -146,8 +147,8 @@ class ChannelSearch:
             if self._recovers_all:
                 chosen = [one for pair in chosen for one in self._recovered(pair)][: most - len(found)]
             made = self._try(chosen)
-            lost = [pair for pair, one in zip(chosen, made, strict=True) if self._is_worth_recovery(pair, one)]
-            recovered = [one for pair in lost for one in self._recovered(pair) if one.recipe != pair.recipe]
+            lost = self._worth_recovery() if len(found) + len(made) < most else None
+            recovered = [one for one in self._recovered(lost) if one.recipe != lost.recipe] if lost else []
             recovered = recovered[: most - len(found) - len(made)]
             found += [*made, *self._try(recovered)]
             tried |= {pair.recipe.id for pair in [*chosen, *recovered]}
@@ -163,34 +164,37 @@ class ChannelSearch:
         self._seen += made
         for pair, one in zip(pairs, made, strict=True):
             if not one.fault:  # which says nothing about the budget
-                self._tried.append((pair, self._fits(one) and self._foretold_spent(one) <= 1.0))
+                self._tried.append((pair, one, self._fits(one) and self._foretold_spent(one) <= 1.0))
                 self._learn(pair, one)
         return made
 
-    def _is_worth_recovery(self, pair: Pair, made: Measured) -> bool:
-        """True where `pair` would be the best one, and is so little beyond the budget that recovery may bring it in."""
-        best = self._best()
-        better = best is None or pair.value < best.value
-        spent, foretold = self._spent(made), self._foretold_spent(made)
-        near = foretold <= RECOVERABLE and spent <= LUCK * RECOVERABLE
-        return not made.fault and better and max(spent, foretold) > 1.0 and near and not self._recovers_all
+    def _worth_recovery(self) -> Pair | None:
+        """The pair nearest to the budget of those that recovery may bring in, and that would be the best ones then."""
+        best, found = self._best(), []
+        for pair, made, fits in self._tried:
+            better = best is None or pair.value < best.value
+            spent, foretold = self._spent(made), self._foretold_spent(made)
+            near = foretold <= RECOVERABLE and spent <= LUCK * RECOVERABLE
+            if not fits and better and near and pair.level.share not in self._recoveries:
+                found.append((max(spent, foretold), pair))
+        return min(found, key=lambda one: one[0])[1] if found and not self._recovers_all else None
 
     def _best(self) -> Pair | None:
         """The best pair so far that is within the budget."""
-        return min((pair for pair, fits in self._tried if fits), key=lambda pair: pair.value, default=None)
+        return min((pair for pair, _, fits in self._tried if fits), key=lambda pair: pair.value, default=None)
 
     def _failed_below(self, best: Pair) -> list[float]:
         """Smaller shares of the same recipe that were beyond the budget."""
         return [
             pair.level.share
-            for pair, fits in self._tried
+            for pair, _, fits in self._tried
             if not fits and pair.partner is best.partner and pair.level.share < best.level.share
         ]
 
     def _is_done(self, pairs: Sequence[Pair], limit: float) -> bool:
         """True where the best pair lies beside one beyond the budget, and safer ones were made."""
         best = self._best()
-        if best is None or sum(fits for _, fits in self._tried) < ENOUGH or not self._failed_below(best):
+        if best is None or sum(fits for _, _, fits in self._tried) < ENOUGH or not self._failed_below(best):
             return False
         return not any(pair.value < best.value and pair.divergence <= limit for pair in pairs)
 

@@ -227,6 +227,17 @@ def test_only_what_is_a_little_beyond_the_budget_is_recovered():
     assert len(world.recovered) == len(set(world.recovered))
 
 
+def test_the_nearest_to_the_budget_is_recovered_first_and_one_in_a_round():
+    """Training takes as long as a few candidates, so what is most likely to come within the budget goes first."""
+    world = Recoverable(lambda share: 0.006 * (1 - share), drop_per_divergence=1.5)
+    found = world.search()
+    plain = [one for one in found if not one.recipe.recovery]
+    first = {one.recipe.share: one.choice_drop for one in plain[:2]}
+    assert all(0.01 < drop <= 0.015 for drop in first.values())
+    assert world.recovered[0] == min(first, key=first.__getitem__)
+    assert len(set(first) & set(world.recovered)) == 1
+
+
 def test_the_best_one_is_recovered_at_the_end():
     """Where nothing was a little beyond the budget, the best one still comes nearer to the float model, once."""
     world = Recoverable(lambda share: 0.005 if share >= 0.5 else 1.0)
