@@ -49,6 +49,10 @@ FUNCTIONS = {
     "program_answers": "converters.frontends.torch.side:program_answers",
     "try_litert": "converters.first_runs:litert",
     "try_onnx": "converters.first_runs:onnx",
+    "open_onnx": "converters.source_sessions:open_onnx",
+    "open_litert": "converters.source_sessions:open_litert",
+    "run_source": "converters.source_sessions:run",
+    "close_source": "converters.source_sessions:close",
 }
 # Modules that a child imports, and the extra that installs each. Any other missing module is a fault of edgekit.
 EXTRAS = {"tensorflow": "convert", "keras": "convert", "tf2onnx": "convert", "torch": "torch", "onnxscript": "torch"}
@@ -67,6 +71,10 @@ WORK = {
     "program_answers": "running the torch.export program",
     "try_litert": "loading and running {name}",
     "try_onnx": "loading and running {name}",
+    "open_onnx": "loading the source model",
+    "open_litert": "loading the source model",
+    "run_source": "running the source model",
+    "close_source": "closing the source model",
 }
 LOG_TAIL_LINES = 40
 WATCH_SECONDS = 0.5
@@ -160,6 +168,11 @@ class FrameworkProcess:
                         f"{self._framework} process started",
                         advice="Close other programs, or convert on a machine with more memory.",
                     )
+
+    @property
+    def runs(self) -> bool:
+        """True between the first call and the end of the child."""
+        return self._process is not None
 
     def log_tail(self) -> str:
         """The last lines of the framework's output; empty where there is none."""

@@ -10,6 +10,8 @@ from onnx import TensorProto, helper
 
 from converters import trials
 from converters.backends.tflite.strip import packed
+from converters.framework_process import TensorFlowProcess
+from converters.frontends.load import load_model
 from edgekit.errors import ConversionError, RuntimeLoadError
 from tests.simulators import models
 
@@ -109,3 +111,38 @@ def test_packed_weights_after_a_loop_with_computed_sizes_are_refused(tmp_path):
         trials.try_litert("candidate", tmp_path / "computed16.tflite", like=tmp_path / "computed16.tflite")
     for good in ("computed32", "stated16", "stated32"):
         trials.try_litert("candidate", tmp_path / f"{good}.tflite", like=tmp_path / f"{good}.tflite")
+
+
+def attention_without_bias():
+    """ONNX Runtime reads the bias that is not there, and its process ends (SIGSEGV)."""
+    weights = {"w": np.ones((16, 48), np.float32)}
+    node = helper.make_node("Attention", ["x", "w"], ["y"], domain="com.microsoft", num_heads=2)
+    ends = {"x": ["N", 5, 16]}, {"y": ["N", 5, 16]}
+    return models.model_of([node], *ends, weights, domains=["com.microsoft"])
+
+
+def test_a_source_that_ends_its_runtime_is_an_error_with_the_signal(tmp_path):
+    """It took the whole command down, without a word. The next source works."""
+    path = models.saved(attention_without_bias(), tmp_path / "model.onnx")
+    x = {"x": np.ones((1, 5, 16), np.float32)}
+    with TensorFlowProcess() as child:
+        source = load_model(path, child)
+        with pytest.raises(ConversionError, match="ended while running the source model: signal SIGSEGV"):
+            source.answers(x)
+        good = models.saved(models.classifier(), tmp_path / "good.onnx")
+        assert load_model(good, child).answers({"image": np.ones((2, 1, 8, 8), np.float32)})
+
+
+def test_sessions_of_sources_are_apart_and_close(tmp_path):
+    """Two sources in one process give their own answers; one that was closed, or whose process ended, says so."""
+    path = tmp_path / "good.tflite"
+    path.write_bytes(addition(0.1))
+    ones = {"x": np.full((1, 4), 50, np.int8), "z": np.full((1, 4), 10, np.int8)}
+    with trials.SourceSession(path) as first, trials.SourceSession(path) as second:
+        assert first.run(ones)["y"].tolist() == second.run(ones)["y"].tolist()
+    with pytest.raises(ConversionError, match="has ended"):
+        first.run(ones)
+    bad = tmp_path / "bad.tflite"
+    bad.write_bytes(addition(1e36))
+    with pytest.raises(ConversionError, match="SIGABRT"):
+        trials.SourceSession(bad)

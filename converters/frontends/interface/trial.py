@@ -20,8 +20,8 @@ from converters.frontends.interface.protobuf import (
     is_zero,
     set_dims,
 )
+from converters.trials import SourceSession
 from edgekit.errors import RuntimeLoadError
-from edgekit.runtimes.onnx import OnnxRuntime
 from edgekit.tensors import Array, DType
 
 NEWEST_IR = 11  # of the file format, that ONNX Runtime reads
@@ -31,11 +31,12 @@ LENGTHS = re.compile(r"len|size|count", re.IGNORECASE)
 
 
 @contextlib.contextmanager
-def opened(model: onnx.ModelProto) -> Iterator[OnnxRuntime]:
+def opened(model: onnx.ModelProto) -> Iterator[SourceSession]:
     """`model` in ONNX Runtime; its outputs may have any sizes, and its inputs too where it does not load otherwise.
 
     Raises:
         RuntimeLoadError: ONNX Runtime cannot load it.
+        ConversionError: ONNX Runtime ended its process.
     """
     free = copy_of(model)
     free.ir_version = min(free.ir_version, NEWEST_IR)
@@ -43,14 +44,12 @@ def opened(model: onnx.ModelProto) -> Iterator[OnnxRuntime]:
     _free_sizes([value for value in inputs_of(free) if any(map(is_zero, value.type.tensor_type.shape.dim))])
     drop_stored_shapes(free)
     try:
-        runtime = OnnxRuntime(free.SerializeToString(), threads=1, quiet=True)
+        session = SourceSession(free.SerializeToString())
     except RuntimeLoadError:  # with known sizes, the branches of an If may contradict each other
         _free_sizes(inputs_of(free))
-        runtime = OnnxRuntime(free.SerializeToString(), threads=1, quiet=True)
-    try:
-        yield runtime
-    finally:
-        runtime.close()
+        session = SourceSession(free.SerializeToString())
+    with session:
+        yield session
 
 
 def _free_sizes(values: Iterable[Any]) -> None:

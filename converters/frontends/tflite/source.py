@@ -19,8 +19,8 @@ from converters.graph.graph import Graph
 from converters.graph.stated import Stated
 from converters.lowering import Lowered
 from converters.machine import scratch_folder
+from converters.trials import SourceSession
 from edgekit.errors import UnsupportedOpError
-from edgekit.runtimes.litert import LiteRTRuntime
 from edgekit.tensors import Array
 
 
@@ -41,14 +41,14 @@ def load_tflite(path: Path, digest: str, stated: Stated) -> Source:
 
     def answers(samples: Mapping[str, Array]) -> dict[str, Array]:
         """Run the file on samples (N, ...), one row at a time."""
-        with _written(data) as file, _opened(file) as runtime:
+        with _written(data) as file, SourceSession(file) as runtime:
             rows = range(len(next(iter(samples.values()))))
             parts = [runtime.run({name: value[row : row + 1] for name, value in samples.items()}) for row in rows]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def call(tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Run the file once, on inputs in its own layout."""
-        with _written(data) as file, _opened(file) as runtime:
+        with _written(data) as file, SourceSession(file) as runtime:
             return runtime.run(tensors)
 
     return Source(path, formats.TFLITE, digest, graph, answers_of(graph, answers, call), direct_of(graph, direct))
@@ -69,12 +69,3 @@ def _written(data: bytes) -> Iterator[Path]:
         file = Path(folder) / "source.tflite"
         file.write_bytes(data)
         yield file
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[LiteRTRuntime]:
-    runtime = LiteRTRuntime(file)
-    try:
-        yield runtime
-    finally:
-        runtime.close()
