@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from converters.archives import damage_of
 from converters.data.element_types import in_type, lost_in_float32, unfit
 from converters.data.image_folders import load_folder
 from converters.data.preprocessing import rows_from_arrays
@@ -439,11 +441,26 @@ def _read(path: Path) -> dict[str, Array]:
         with loaded:
             names = [name for name in loaded.files if name == REASON or not name.startswith(COLLECTED)]
             return {name: loaded[name] for name in names}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
-            f"{path} cannot be read as .npz or .npy: {error}",
+            f"{path} cannot be read as .npz or .npy: {_fault(path, error)}",
             advice="Save it with numpy.savez(path, x=..., y=...), without Python objects.",
         ) from error
+
+
+def _fault(path: Path, error: Exception) -> str:
+    """The reason why a data file cannot be read, in words of edgekit."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not start:
+        return "it is empty"
+    if start == b"PK" and (damage := damage_of(path)):
+        return damage
+    if "pickle" in str(error):  # as NumPy says for arrays of objects, and for files of any other kind
+        return "it holds Python objects, or is a file of another kind"
+    return "its contents are damaged"
 
 
 def _finite(value: Array) -> bool:

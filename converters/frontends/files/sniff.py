@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from converters.archives import damage_of
 from converters.frontends.files.export_lines import PYTORCH
 from converters.frontends.files.keras_file import h5_config, keras_config
 from converters.frontends.files.keras_layers import require_plain_layers
@@ -59,19 +60,18 @@ def _sniff_folder(path: Path) -> str:
 
 
 def _sniff_zip(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if "config.json" in names and any(name.startswith("model.weights") for name in names):
-                require_plain_layers(keras_config(path), str(path))
-                return KERAS
-            if not any(name.endswith(PROGRAM_FILES) for name in names):
-                refuse_zip_of_pickles(path, archive, names)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    if damage := damage_of(path):
         raise ModelFormatError(
-            f"{path} begins as a zip archive (as .keras files do) but is damaged or truncated: {error}",
+            f"{path} begins as a zip archive (as .keras and .pt2 files do) but is damaged: {damage}",
             advice="Copy or save the file again.",
-        ) from error
+        )
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if "config.json" in names and any(name.startswith("model.weights") for name in names):
+            require_plain_layers(keras_config(path), str(path))
+            return KERAS
+        if not any(name.endswith(PROGRAM_FILES) for name in names):
+            refuse_zip_of_pickles(path, archive, names)
     if any(name.endswith(PROGRAM_FILES) for name in names):
         return PT2
     if "serialized_exported_program.json" in names:
