@@ -79,6 +79,7 @@ WORK = {
 LOG_TAIL_LINES = 40
 WATCH_SECONDS = 0.5
 MOST_HELD_BYTES = 1 << 30  # of an idle child; one that has imported TensorFlow holds 0.6 GB
+MOST_HELD_BY_TORCH = 1 << 29  # which only reads and runs source models; it holds 0.4 GB after the import
 SHORT_SECONDS = 0.2  # of a call that leaves little memory behind
 _Child = TypeVar("_Child", bound="FrameworkProcess")
 
@@ -182,12 +183,12 @@ class FrameworkProcess:
         lines = [line.rstrip() for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()]
         return "".join("\n  | " + line for line in lines[-LOG_TAIL_LINES:])
 
-    def release(self) -> None:
-        """End the child if it holds much memory; the next call starts another one, which takes seconds.
+    def release(self, most_bytes: int = MOST_HELD_BYTES) -> None:
+        """End the child if it holds more than `most_bytes`; the next call starts another one, which takes seconds.
 
         A framework keeps the model that it has read, and parts of what it made of it: 1.7 GB after one of 100 MB.
         """
-        if self._process is not None and resident_bytes(self._process.pid) > MOST_HELD_BYTES:
+        if self._process is not None and resident_bytes(self._process.pid) > most_bytes:
             self._kill()
 
     def close(self) -> None:
@@ -258,10 +259,10 @@ class TensorFlowProcess(FrameworkProcess):
             return self._torch.call(function, **arguments)
         return super().call(function, **arguments)
 
-    def release(self) -> None:
-        """As `FrameworkProcess.release`, for both processes."""
-        self._torch.release()
-        super().release()
+    def release(self, most_bytes: int = MOST_HELD_BYTES) -> None:
+        """As `FrameworkProcess.release`, for both processes; PyTorch's may hold MOST_HELD_BY_TORCH."""
+        self._torch.release(min(most_bytes, MOST_HELD_BY_TORCH))
+        super().release(most_bytes)
 
     def close(self) -> None:
         """End both processes, if they run."""

@@ -58,17 +58,28 @@ def test_a_child_that_needs_too_much_memory_is_ended_and_told():
 
 
 @pytest.mark.heavy
-def test_a_child_that_holds_much_memory_is_ended_when_it_is_not_needed(child, monkeypatch):
+def test_a_child_that_holds_much_memory_is_ended_when_it_is_not_needed(child):
     """The next call starts another one; a child that holds little goes on."""
     child.call("find_loop", name="tests.converters.training.own_loops:worse")
     first = child._process.pid
     child.release()
     assert child._process.pid == first
-    monkeypatch.setattr(framework_process, "MOST_HELD_BYTES", 1 << 20)
-    child.release()
+    child.release(1 << 20)
     assert child._process is None
     child.call("find_loop", name="tests.converters.training.own_loops:worse")
     assert child._process.pid != first
+
+
+def test_pytorch_ends_where_it_holds_less_than_tensorflow_may(monkeypatch):
+    """It has nothing to do after the source model was read, and held 0.6 GB during the whole search."""
+    pytest.importorskip("torch")
+    with TensorFlowProcess() as child:
+        assert not child.call("program_is_loaded", key="none")
+        child.release()
+        assert child._torch._process is not None
+        monkeypatch.setattr(framework_process, "MOST_HELD_BY_TORCH", 1 << 20)
+        child.release()
+        assert child._torch._process is None
 
 
 def test_an_unexpected_error_is_one_line_and_its_log_is_the_cause():
