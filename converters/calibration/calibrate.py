@@ -99,7 +99,7 @@ def calibrate(graph: Graph, samples: Samples) -> Calibration:
     """Run `samples` (at least one row) through `graph` and measure each tensor.
 
     Raises:
-        CalibrationError: a tensor has infinite or undefined values; the message names it.
+        CalibrationError: a tensor has undefined values; the message names it.
     """
     total: Calibration | None = None
     for part in tensor_values(graph, samples):
@@ -146,14 +146,15 @@ def tensor_values(graph: Graph, samples: Samples) -> Iterator[dict[str, Array]]:
 
 
 def histogram_of(name: str, values: Array) -> Histogram:
-    """The histogram of tensor `name`.
+    """The histogram of tensor `name`, without its infinite values: a mask before ArgMax or Softmax has them.
 
     Raises:
-        CalibrationError: a value is infinite or undefined.
+        CalibrationError: a value is undefined.
     """
-    if not np.isfinite(values).all():
+    if np.isnan(values).any():
         raise CalibrationError(
-            f"tensor {name} has infinite or undefined values on the calibration samples",
+            f"tensor {name} has undefined values (NaN) on the calibration samples",
             advice="Check the scale of the samples: the model may expect another range.",
         )
-    return Histogram.of(values)
+    finite = values[np.isfinite(values)]
+    return Histogram.of(finite if finite.size else np.zeros(1))

@@ -46,6 +46,7 @@ COPIES = 4  # largest number of copies of graphs and samples in a process: read,
 WATCH_SECONDS = 1.0
 OVER_LIMIT = 77  # exit status of a process that used more memory than it may
 LOKY = "LokyBackend"
+LOKY_THREAD = "ExecutorManagerThread"
 
 
 class ProcessCosts(msgspec.Struct, frozen=True):
@@ -214,6 +215,7 @@ class TaskPool:
 
     def _started(self) -> Any:
         if self._parallel is None:
+            _hide_withdrawn_tasks()
             watched = (
                 {"initializer": _initialize, "initargs": (os.getpid(), memory_limit())} if self._is_default else {}
             )
@@ -223,6 +225,21 @@ class TaskPool:
             )
             self._parallel = parallel.__enter__()
         return self._parallel
+
+
+def _hide_withdrawn_tasks() -> None:
+    """Do not print the KeyError of loky's thread: where an error ends a pool, it may look for a task that is gone."""
+    shown = threading.excepthook
+    if getattr(shown, "hides_withdrawn_tasks", False):
+        return
+
+    def report(raised: threading.ExceptHookArgs) -> None:
+        name = raised.thread.name if raised.thread is not None else ""
+        if name != LOKY_THREAD or not issubclass(raised.exc_type, KeyError):
+            shown(raised)
+
+    report.hides_withdrawn_tasks = True  # type: ignore[attr-defined]
+    threading.excepthook = report
 
 
 @contextlib.contextmanager

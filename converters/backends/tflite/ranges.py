@@ -60,7 +60,7 @@ def tensor_histograms(
         known: Histograms of the calibration, by canonical name.
 
     Raises:
-        CalibrationError: a tensor has infinite or undefined values.
+        CalibrationError: a tensor has undefined values.
     """
     count = len(next(iter(probes.values())).statistics)
     histograms = {}

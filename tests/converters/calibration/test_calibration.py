@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from onnx import helper
 
 from converters.calibration.calibrate import Calibration, calibrate
 from converters.calibration.range_rules import read_range
@@ -165,8 +166,25 @@ def test_damaged_calibration_is_refused(data):
         Calibration.from_bytes(data)
 
 
-def test_infinite_tensor_is_named():
-    """Samples that overflow a tensor are refused; the error names the tensor."""
+def test_undefined_tensor_is_named():
+    """Samples that overflow until there are no numbers any more are refused; the error names the tensor."""
     graph = canonical(models.classifier(), "test")
-    with pytest.raises(CalibrationError, match="tensor c "):
+    with pytest.raises(CalibrationError, match=r"tensor \w+ has undefined values"):
         calibrate(graph, Samples({"image": np.full((2, 1, 8, 8), 3e38, np.float32)}))
+
+
+def test_infinite_values_of_a_mask_are_no_part_of_a_range():
+    """Scores that are masked before ArgMax or TopK: a pitch detector could not be converted for them."""
+    weights = {"limit": np.float32(0.5), "least": np.float32(-np.inf)}
+    nodes = [
+        helper.make_node("Less", ["x", "limit"], ["low"]),
+        helper.make_node("Where", ["low", "x", "least"], ["masked"]),
+        helper.make_node("Where", ["low", "least", "least"], ["nothing"]),
+        helper.make_node("Max", ["masked", "nothing"], ["most"]),
+        helper.make_node("ReduceMax", ["most"], ["y"], axes=[1], keepdims=0),
+    ]
+    graph = canonical(models.model_of(nodes, {"x": ["N", 4]}, {"y": ["N"]}, weights), "test")
+    x = np.array([[0.1, -2.0, 0.9, 0.4], [0.2, 7.0, 0.3, -1.0]], np.float32)
+    tensors = calibrate(graph, Samples({"x": x})).tensors
+    assert (tensors["masked"].minimum, tensors["masked"].maximum) == pytest.approx((-2.0, 0.4))
+    assert (tensors["nothing"].minimum, tensors["nothing"].maximum) == (0.0, 0.0)

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -81,6 +82,26 @@ def copy_facts(task_context):
         while array is not None and not isinstance(array, np.memmap):
             array = array.base
         return isinstance(array, np.memmap), id(task_context), context.folder.parent
+
+
+@pytest.mark.parametrize(
+    ("thread", "kind", "printed"),
+    [(task_pool.LOKY_THREAD, KeyError, False), ("mine", KeyError, True), (task_pool.LOKY_THREAD, OSError, True)],
+)
+def test_withdrawn_tasks_of_loky_print_no_traceback(monkeypatch, thread, kind, printed):
+    """Where an error ends a pool, loky's thread may not find a task any more; other errors are printed as before."""
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    task_pool._hide_withdrawn_tasks()
+    task_pool._hide_withdrawn_tasks()
+
+    def fail():
+        raise kind(13)
+
+    one = threading.Thread(target=fail, name=thread)
+    one.start()
+    one.join()
+    assert len(seen) == printed
 
 
 def test_first_task_is_done_here_and_short_ones_stay(task_context):
