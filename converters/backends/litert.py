@@ -26,6 +26,7 @@ from converters.backends.contract import Artifact, LoweredFile
 from converters.backends.layers import Layer, layers_of
 from converters.backends.tflite import half_tables
 from converters.backends.tflite.biases import require_biases, wider_weights
+from converters.backends.tflite.duplicates import byte_names
 from converters.backends.tflite.flat_biases import with_flat_biases
 from converters.backends.tflite.outputs import with_named_outputs
 from converters.backends.tflite.ranges import tensor_histograms
@@ -357,6 +358,7 @@ def _quantizing() -> Iterator[None]:
         contextlib.redirect_stderr(io.StringIO()),
         contextlib.redirect_stdout(io.StringIO()),
         warnings.catch_warnings(),
+        byte_names(),
     ):
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors", category=UserWarning)
         try:

@@ -287,6 +287,27 @@ def test_weights_that_layers_of_4_and_8_bits_share_have_4_bits_in_both(child, tm
     assert dtypes(backend.build(Recipe("int8-weights", int4_layers=("second",)))) == ["int4", "int4"]
 
 
+@pytest.mark.parametrize("precision", ["float16", "int8-weights"])
+def test_a_matrix_that_multiplies_from_both_sides(precision, child, tmp_path):
+    """LiteRT has two operators for that, and litert-quantizer makes a copy of the matrix whose name it cannot read."""
+    half = np.random.default_rng(0).normal(0, 0.1, (32, 32)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="right"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["w", "b"], ["y"], name="left"),
+    ]
+    model = models.model_of(nodes, {"x": [1, 32, 32]}, {"y": [1, 32, 32]}, {"w": half + half.T})
+    graph = canonical(model, "test")
+    artifact = LiteRTBackend(ConversionContext(graph, graph, None, child, tmp_path)).build(Recipe(precision))
+    x = np.random.default_rng(1).normal(0, 1, (1, 32, 32)).astype(np.float32)
+    runtime = open_artifact(artifact, tmp_path / "run")
+    try:
+        found = run_rows(runtime, {"x": x})["y"]
+    finally:
+        runtime.close()
+    np.testing.assert_allclose(found, graph.run({"x": x})["y"], atol=0.1)
+
+
 @pytest.mark.parametrize("alpha", [1 / 6, 0.2])
 def test_the_factor_of_a_hard_sigmoid_leaves_the_layer_before_it_its_4_bits(alpha, child, tmp_path):
     """In front of the limits, TensorFlow's converter would multiply it into the rounded weights."""
