@@ -37,6 +37,7 @@ from device_agents.update.probation import ProbationLimits
 from edgekit.bundle.compat import Facts, mismatches
 from edgekit.clock import SystemClock
 from edgekit.errors import SettingsError
+from edgekit.mqtt.options import TransportOptions
 from edgekit.mqtt.topics import check_device_name, check_name
 from edgekit.mqtt.transport import MqttTransport
 from edgekit.protocols import Disk, Transport, Will
@@ -71,6 +72,7 @@ def make_transport(settings: AgentSettings, *, client_id: str, will: Will | None
         ca=tls.ca,
         certificate=tls.certificate,
         key=tls.key,
+        options=TransportOptions(keepalive_seconds=settings.broker_keepalive_seconds),
     )
 
 

@@ -86,6 +86,7 @@ class Link:
         outbox: Queued and unacknowledged messages.
         closed: Done when the connection has ended; its result is the reason.
         taken_over: True where the broker ended it because another client connected under the same client id.
+        silent_seconds: Time without traffic before the end.
     """
 
     def __init__(
@@ -100,10 +101,12 @@ class Link:
         self.refused: dict[str, str] = {}
         self.shares = False
         self.taken_over = False
+        self.silent_seconds = 0.0
         self.outbox = Outbox(options.max_queued_messages, options.max_queued_bytes)
         self._target, self._options = target, options
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
+        self._active_at = self._loop.time()
         self.closed: asyncio.Future[str] = self._loop.create_future()
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._acknowledgements: dict[int, asyncio.Future[Sequence[ReasonCode]]] = {}
@@ -201,6 +204,7 @@ class Link:
         if self.closed.done():
             return
         self.closed.set_result(reason)
+        self.silent_seconds = self._loop.time() - self._active_at
         if self._misc is not None:
             self._misc.cancel()
         if not self._accepted.done():
@@ -326,6 +330,8 @@ class Link:
         try:
             for _ in range(PACKETS_A_TURN):
                 self._client.loop_read()
+                if not self.closed.done():
+                    self._active_at = self._loop.time()
                 if not (self._client.buffered or self._pending_tls()):
                     return
         except Exception as error:  # paho raises many errors for malformed packets; they end this connection only
@@ -368,6 +374,8 @@ class Link:
         """Send what this turn of the loop has queued; watch the socket only where it does not accept all of it."""
         if self.closed.done():
             return
+        if self._client.want_write():
+            self._active_at = self._loop.time()
         self._client.loop_write()
         sock = self._client.socket()
         if sock is not None and self._client.want_write() and not self._waits_to_write:

@@ -22,6 +22,7 @@ from edgekit.errors import PacketTooLargeError, TransportError
 from edgekit.mqtt.address import parse_url, tls_context
 from edgekit.mqtt.link import FILTERS_PER_SUBSCRIBE, Link, LinkTarget, ProtocolRefusedError
 from edgekit.mqtt.options import TransportOptions
+from edgekit.mqtt.silences import SAME_SILENCES, idle_timeout
 from edgekit.protocols import Clock, Handler, Message, Will
 from edgekit.waiting import within
 
@@ -106,6 +107,7 @@ class MqttTransport:
         self._clock = clock or SystemClock()
         self._luck = luck
         self._reconnect_seconds = 0.0
+        self._silences: list[float] = []  # before the ends of the last connections
         self._routes: dict[str, Route] = {}
         self._matcher = MQTTMatcher()  # type: ignore[no-untyped-call]
         self._listeners: list[Callable[[bool], None]] = []
@@ -287,7 +289,18 @@ class MqttTransport:
         self.takeovers += link.taken_over
         self._last_failure = link.closed.result()
         log.warning("lost broker %s: %s", self.address, self._last_failure)
+        self._name_idle_timeout(link.silent_seconds)
         return self._clock.monotonic() - since
+
+    def _name_idle_timeout(self, silent_seconds: float) -> None:
+        self._silences = [*self._silences[1 - SAME_SILENCES :], silent_seconds]
+        if (idle := idle_timeout(self._silences)) is not None:
+            self._silences = []
+            log.warning(
+                "the last %d connections to broker %s ended after %.0f s without traffic: a proxy or NAT on the way "
+                "closes silent ones. Set broker_keepalive_seconds to %d (it is %d)",
+                SAME_SILENCES, self.address, idle, max(5, int(idle / 2)), self._options.keepalive_seconds,
+            )  # fmt: skip
 
     async def _open(self) -> Link:
         """Connect with the version that worked last (5 at first), else with the other one."""

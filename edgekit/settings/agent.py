@@ -34,6 +34,7 @@ from edgekit.serving.models.options import (
 )
 from edgekit.settings.types import (
     BrokerCa,
+    BrokerKeepalive,
     BrokerKey,
     BrokerUrl,
     Count,
@@ -83,6 +84,7 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Path | None, Meta(description="PEM file of the device's own client certificate (mqtts:// only).")
     ] = None
     broker_key: BrokerKey = None
+    broker_keepalive_seconds: BrokerKeepalive = 30
     heartbeat_seconds: Annotated[Positive, Meta(description="Interval at which the device repeats its report.")] = 30.0
     telemetry_seconds: Annotated[Positive, Meta(description="Interval at which the device sends its counters.")] = 60.0
     telemetry_inputs: TelemetryInputs = "auto"

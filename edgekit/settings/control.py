@@ -19,6 +19,7 @@ from edgekit.serving.models.options import (
 )
 from edgekit.settings.types import (
     BrokerCa,
+    BrokerKeepalive,
     BrokerKey,
     BrokerUrl,
     Count,
@@ -50,6 +51,7 @@ class ControlSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         Path | None, Meta(description="PEM file of the controller's own client certificate (mqtts:// only).")
     ] = None
     broker_key: BrokerKey = None
+    broker_keepalive_seconds: BrokerKeepalive = 30
     database: Annotated[
         str,
         Meta(

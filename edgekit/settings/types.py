@@ -39,6 +39,15 @@ BrokerCa = Annotated[
         "system's authorities are used."
     ),
 ]
+BrokerKeepalive = Annotated[
+    int,
+    Meta(
+        ge=5,
+        le=3600,
+        description="Longest silence on the connection to the broker, after which a ping is sent. Set it below the "
+        "idle timeout of a proxy or NAT in between.",
+    ),
+]
 BrokerKey = Annotated[
     Path | None, Meta(description="PEM file of the private key of broker_certificate (mqtts:// only).")
 ]

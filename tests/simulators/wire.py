@@ -14,12 +14,14 @@ class Wire:
         port: Port for clients.
         connections: Number of connections so far.
         holding: While True, new connections are closed at once.
+        idle_seconds: A connection without traffic for this long is closed, as proxies do; 0 for never.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, idle_seconds: float = 0.0) -> None:
         self.port = 0
         self.connections = 0
         self.holding = False
+        self.idle_seconds = idle_seconds
         self._target = (host, port)
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,9 +63,11 @@ class Wire:
                 return
             far_reader, far_writer = await asyncio.open_connection(*self._target)
             self._writers.add(far_writer)
+            idle = Idle(self.idle_seconds, [writer, far_writer])
             try:
-                await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+                await asyncio.gather(_pump(reader, far_writer, idle), _pump(far_reader, writer, idle))
             finally:
+                idle.stop()
                 self._writers.discard(far_writer)
                 far_writer.close()
         except OSError:
@@ -73,9 +77,34 @@ class Wire:
             writer.close()
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+class Idle:
+    """Closes connections that nobody has called `active` for in `seconds`."""
+
+    def __init__(self, seconds: float, writers: list[asyncio.StreamWriter]) -> None:
+        self._seconds, self._writers = seconds, writers
+        self._timer: asyncio.TimerHandle | None = None
+        self.active()
+
+    def active(self) -> None:
+        """Begin to count anew."""
+        self.stop()
+        if self._seconds:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._close)
+
+    def stop(self) -> None:
+        """Do not close them any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, idle: Idle) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(65536):
+            idle.active()
             writer.write(data)
             await writer.drain()
     writer.close()

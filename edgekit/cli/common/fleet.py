@@ -47,6 +47,7 @@ def fleet_state(settings: ControlSettings) -> Iterator[FleetState]:
 def control_transport(settings: ControlSettings) -> MqttTransport:
     """The connection of a controller to the broker, not started yet. Raises SettingsError."""
     with needs_extra("controller"):
+        from edgekit.mqtt.options import TransportOptions
         from edgekit.mqtt.transport import MqttTransport
     tls = tls_files(settings)
     return MqttTransport(
@@ -56,6 +57,7 @@ def control_transport(settings: ControlSettings) -> MqttTransport:
         ca=tls.ca,
         certificate=tls.certificate,
         key=tls.key,
+        options=TransportOptions(keepalive_seconds=settings.broker_keepalive_seconds),
     )
 
 

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import TransportError
+from edgekit.mqtt import silences
 from edgekit.mqtt.broker import find_mosquitto, start_broker
 from edgekit.mqtt.options import TransportOptions
 from edgekit.mqtt.transport import MqttTransport
 from tests.simulators.pki import Pki
+from tests.simulators.wire import Wire
 
 PATIENCE = 45.0
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
@@ -48,6 +50,28 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
     await asyncio.wait_for(poll(), PATIENCE)
+
+
+async def test_a_proxy_that_closes_silent_connections_is_named(tmp_path, caplog, monkeypatch) -> None:
+    """Devices connected again and again, and nothing said why; with a shorter keepalive the connection stays."""
+    monkeypatch.setattr(silences, "LEAST_SILENCE", 0.3)
+    async with (
+        await start_broker("127.0.0.1", 0, tmp_path, kind="mosquitto") as broker,
+        Wire("127.0.0.1", int(broker.url.rpartition(":")[2]), idle_seconds=0.5) as proxy,
+    ):
+        silent = MqttTransport(proxy.url, client_id="d1", options=TransportOptions(backoff_seconds=0.01))
+        await connect(silent)
+        await until(lambda: "closes silent ones" in caplog.text)
+        await silent.stop()
+        assert "without traffic: a proxy or NAT on the way" in caplog.text
+        assert "Set broker_keepalive_seconds to 5 (it is 30)" in caplog.text
+        proxy.idle_seconds, before = 3.0, proxy.connections
+        lively = MqttTransport(proxy.url, client_id="d2", options=TransportOptions(keepalive_seconds=1))
+        await connect(lively)
+        await asyncio.sleep(7.0)
+        assert lively.connected
+        assert proxy.connections == before + 1
+        await lively.stop()
 
 
 async def test_a_hundred_transports_live_in_one_process(tmp_path: Path) -> None:
