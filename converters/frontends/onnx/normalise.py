@@ -22,6 +22,7 @@ from converters.frontends.onnx.opset import at_opset, require_known_operators
 from converters.frontends.onnx.quantized import refuse_quantized
 from converters.frontends.onnx.repair import repaired
 from converters.frontends.onnx.repeatable import require_inference, require_repeatable
+from converters.frontends.onnx.sequences import with_tensors
 from converters.frontends.onnx.shapes import correct_shapes, known_shapes
 from converters.frontends.onnx.source import inlined, source_model
 from converters.frontends.onnx.tails import refuse_tail, tail_of
@@ -81,6 +82,7 @@ def canonical(model: onnx.ModelProto, source: str, stated: Stated = NOTHING) -> 
     model = at_opset(model, source)
     require_known_operators(model)
     model = correct_shapes(model, source)
+    model = with_tensors(model, source)
     if tail := tail_of(model, known_shapes(model, source)):
         raise refuse_tail(tail, source)
     _check(model, source)
