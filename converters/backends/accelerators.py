@@ -26,6 +26,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+WEIGHTS_AT = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "TRANSPOSE_CONV": 1}  # input with weights
 INTEGERS = ("int8", "uint8", "int16", "int32", "int64", "bool")
 COMPILER_SECONDS = 600  # time-out of a compiler
 # Log line of the Edge TPU compiler: operator, count, status.
@@ -88,6 +89,9 @@ def faults(data: bytes, accelerator: Accelerator, *, quantized: bool = True) -> 
         if name not in accelerator.operators:
             fault(index, name, f"is not supported by {accelerator.title}")
             continue  # its types do not matter
+        weights = graph.tensors[operator.inputs[WEIGHTS_AT[name]]] if name in WEIGHTS_AT else None
+        if weights is not None and model.buffers[weights.buffer].data is None:
+            fault(index, name, "computes with weights that another layer makes, expected constants")
         for number in (*operator.inputs, *operator.outputs):
             tensor = graph.tensors[number] if number >= 0 else None
             if tensor is None:

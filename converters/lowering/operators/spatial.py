@@ -15,8 +15,8 @@ from converters.lowering.windows import Image, Pads, Window, image_of, padded, w
 
 @lowers("Conv")
 def conv(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Conv: ordinary, grouped and depthwise; weights (out, in / group, ...)."""
-    given = constant(inputs[1], "weights")
+    """Conv: ordinary, grouped and depthwise; weights (out, in / group, ...), which another layer may compute."""
+    given = required(inputs[1]).plain()
     if required(inputs[0]).rank == VOLUME:
         planes = volume_of(required(inputs[0]))
         box = box_of(planes, given.shape[2:], attrs)
@@ -46,7 +46,7 @@ def _turned(weights: Any, axes: tuple[int, ...]) -> Any:
 
 def _biased(result: Any, inputs: Inputs) -> Any:
     bias = optional(inputs, 2)
-    return result if bias is None else tf.nn.bias_add(result, constant(bias, "bias"))
+    return result if bias is None else tf.nn.bias_add(result, bias.plain())
 
 
 def _depthwise(tensor: Any, weights: Any, channels: int, window: Window, padding: str) -> Any:

@@ -7,12 +7,14 @@ import stat
 import msgspec
 import numpy as np
 import pytest
+from onnx import helper
 
 from converters.backends import ConversionContext, backend_for
 from converters.backends.accelerators import accelerators, compile_for, faults
 from converters.backends.layers import layers_of
 from converters.backends.litert import LiteRTBackend
 from converters.data.samples import Samples
+from converters.frontends.onnx import canonical
 from converters.options import ConversionOptions
 from converters.pipeline import run_plan
 from converters.plan import make_plan
@@ -48,6 +50,25 @@ def only(tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", str(folder))
 
     return only
+
+
+def test_weights_that_another_layer_makes_do_not_fit(child, tmp_path):
+    """Accelerators read weights when the file is compiled."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["p"]),
+        helper.make_node("Reshape", ["p", "flat"], ["f"]),
+        helper.make_node("MatMul", ["f", "m"], ["k"]),
+        helper.make_node("Reshape", ["k", "s"], ["w"]),
+        helper.make_node("Conv", ["image", "w"], ["c"], group=4, name="made"),
+        helper.make_node("GlobalAveragePool", ["c"], ["y"]),
+    ]
+    rng = np.random.default_rng(0)
+    weights = {"flat": np.array([1, 4]), "m": rng.normal(size=(4, 36)).astype(np.float32), "s": np.array([4, 1, 3, 3])}
+    graph = canonical(models.model_of(nodes, {"image": [1, 4, 8, 8]}, {"y": [1, 4, 1, 1]}, weights), "test")
+    samples = Samples({"image": rng.normal(size=(40, 4, 8, 8)).astype(np.float32)})
+    context = ConversionContext(graph, graph, samples, child, tmp_path)
+    with pytest.raises(ConversionError, match=r"layer 'made'\) computes with weights that another layer makes"):
+        backend_for(builtin_targets()["coral-edgetpu"], "litert", context).build(Recipe("int8"))
 
 
 @pytest.mark.parametrize("name", ["coral-edgetpu", "ethos-u55"])

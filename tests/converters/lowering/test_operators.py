@@ -173,6 +173,8 @@ SCALARS = {
 }
 
 CASES = {
+    "conv-computed-weights": case([node("GlobalAveragePool", ("x",), "p"), node("Reshape", ("p", "flat"), "f"), node("MatMul", ("f", "m"), "k"), node("Reshape", ("k", "s"), "w"), node("MatMul", ("f", "n"), "c"), node("Reshape", ("c", "t"), "b"), node("Conv", ("x", "w", "b"), group=2, pads=[1, 0, 1, 0])], IMAGE, [1, 6, 9, 6], {"flat": ints(1, 4), "m": weights(4, 108), "s": ints(6, 2, 3, 3), "n": weights(4, 6), "t": ints(6)}),
+    "conv-computed-depthwise": case([node("GlobalAveragePool", ("x",), "p"), node("Reshape", ("p", "flat"), "f"), node("MatMul", ("f", "m"), "k"), node("Reshape", ("k", "s"), "w"), node("Conv", ("x", "w"), group=4)], IMAGE, [1, 4, 7, 6], {"flat": ints(1, 4), "m": weights(4, 36), "s": ints(4, 1, 3, 3)}),
     "conv-same-stride": case([node("Conv", ("x", "w", "b"), pads=[0, 0, 1, 1], strides=[2, 2], kernel_shape=[3, 3])], IMAGE, [1, 6, 4, 4], {"w": weights(6, 4, 3, 3), "b": weights(6)}),
     "conv-explicit-pads": case([node("Conv", ("x", "w"), pads=[2, 1, 2, 1])], IMAGE, [1, 6, 11, 8], {"w": weights(6, 4, 3, 3)}),
     "conv-dilated": case([node("Conv", ("x", "w"), dilations=[2, 2])], IMAGE, [1, 6, 5, 4], {"w": weights(6, 4, 3, 3)}),
