@@ -240,22 +240,22 @@ class Graph:
         known = {name: shape for name, shape in self.shapes.items() if name not in self.constants}
         return {name: 4 * math.prod(size or 1 for size in shape) for name, shape in known.items()}
 
-    def rows_at_once(self, most: int = CHUNK_ROWS, kept: Iterable[str] = (), most_bytes: int = CHUNK_BYTES) -> int:
-        """How many rows to run at once, so that their tensors fit into `most_bytes`; at least one.
+    def rows_at_once(self, most: int = CHUNK_ROWS, kept: Iterable[str] = (), most_bytes: int = 0) -> int:
+        """How many rows to run at once, so that their tensors fit into memory; at least one.
 
         Args:
             most: The largest number.
             kept: Tensors that the caller gets beside the outputs.
-            most_bytes: For tensors that live at the same time.
+            most_bytes: For tensors that live at the same time; 0 for `CHUNK_BYTES`.
         """
         if not self.free_batch or self.opaque is not None:
             return 1
         sizes = self._bytes_of_row
         row = max(1, self.live_bytes, sum(sizes.get(name, 0) for name in kept))
-        return max(1, min(most, most_bytes // row))
+        return max(1, min(most, (most_bytes or CHUNK_BYTES) // row))
 
-    def chunks(self, inputs: Mapping[str, Array], most_bytes: int = CHUNK_BYTES) -> Iterator[dict[str, Array]]:
-        """`inputs` (N, ...) in chunks whose tensors fit into `most_bytes`; single rows where the batch is fixed."""
+    def chunks(self, inputs: Mapping[str, Array], most_bytes: int = 0) -> Iterator[dict[str, Array]]:
+        """`inputs` (N, ...) in chunks as `rows_at_once` says; single rows where the batch is fixed."""
         rows, count = self.rows_at_once(most_bytes=most_bytes), len(next(iter(inputs.values())))
         for start in range(0, count, rows):
             yield {name: value[start : start + rows] for name, value in inputs.items()}
