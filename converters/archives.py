@@ -12,7 +12,7 @@ DAMAGES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 
 
 def damage_of(path: Path) -> str:
-    """What is damaged in an archive; empty where every part has the checksum that it should have.
+    """The damage of an archive; empty where every part has the checksum that it should have.
 
     Raises:
         OSError: The file cannot be read.

@@ -289,7 +289,8 @@ class MqttTransport:
         self.takeovers += link.taken_over
         self._last_failure = link.closed.result()
         log.warning("lost broker %s: %s", self.address, self._last_failure)
-        self._name_idle_timeout(link.silent_seconds)
+        if not link.taken_over:
+            self._name_idle_timeout(link.silent_seconds)
         return self._clock.monotonic() - since
 
     def _name_idle_timeout(self, silent_seconds: float) -> None:

@@ -136,7 +136,7 @@ class _FrozenFunction:
 
     @property
     def graph(self) -> _FrozenFunction:
-        """What has the graph."""
+        """The place of the graph: tf2onnx only asks it for the message."""
         return self
 
     def as_graph_def(self, **options: Any) -> Any:

@@ -15,9 +15,10 @@ from converters.lowering.windows import Image, Pads, Window, image_of, padded, w
 
 @lowers("Conv")
 def conv(inputs: Inputs, attrs: dict[str, Any]) -> Value:
-    """Conv: ordinary, grouped and depthwise; weights (out, in / group, ...), which another layer may compute."""
-    given = required(inputs[1]).plain()
-    if required(inputs[0]).rank == VOLUME:
+    """Conv: ordinary, grouped and depthwise; weights (out, in / group, ...). Of images, another layer may make them."""
+    volume = required(inputs[0]).rank == VOLUME
+    given = constant(inputs[1], "weights") if volume else required(inputs[1]).plain()
+    if volume:
         planes = volume_of(required(inputs[0]))
         box = box_of(planes, given.shape[2:], attrs)
         return as_volume(_biased(convolved(planes, given, box, int(attrs.get("group", 1)), attrs["variable"]), inputs))
