@@ -105,6 +105,23 @@ def test_use_of_an_operator_that_cannot_be_lowered_says_why(child, tmp_path):
     assert "reduction mul" in caught.value.advice
 
 
+def test_computed_weights_of_a_volume_are_refused_with_the_reason(child, tmp_path):
+    """A volume is computed plane by plane from constant weights; images take computed ones."""
+    nodes = [
+        node("GlobalAveragePool", output="p"),
+        node("Reshape", ("p", "flat"), "f"),
+        node("MatMul", ("f", "m"), "k"),
+        node("Reshape", ("k", "s"), "w"),
+        node("Conv", ("x", "w")),
+    ]
+    constants = {"flat": np.array([1, 2]), "m": weights(2, 162), "s": np.array([3, 2, 3, 3, 3])}
+    model = models.model_of(nodes, {"x": [1, 2, 5, 5, 5]}, {"y": [1, 3, 3, 3, 3]}, constants)
+    with pytest.raises(UnsupportedOpError) as caught:
+        lowered(child, tmp_path, model)
+    assert caught.value.layer == "conv"
+    assert "weights is not constant" in caught.value.advice
+
+
 def test_padding_of_a_maximum_leaves_8_bit_scales_alone(child, tmp_path):
     """The padding is 0 after a Relu and a copy of the edge elsewhere; no value is far outside of the data."""
     padded = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2]}
